@@ -1,0 +1,66 @@
+"""What flows from text to dictionaries: contexts of tokens, then one row per token."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """A batch of packed token sequences."""
+
+    tokens: Int[Tensor, "batch position"]
+    """Token ids, int64."""
+    document: Int[Tensor, "batch position"]
+    """Number of the document that each token belongs to, int64."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The activations of every site at some tokens, each with the token's context. Row i of every field is one token."""
+
+    activations: dict[str, Float[Tensor, "rows d_site"]]
+    """By the site's short name, e.g. `mlp_out@3`."""
+    tokens: Int[Tensor, " rows"]
+    position: Int[Tensor, " rows"]
+    """Position in the context, 0 first."""
+    document: Int[Tensor, " rows"]
+    scale: Float[Tensor, " rows"] | None = None
+    """The final norm's scale at the token, sqrt(mean(centred r²) + eps); None where no space asks for it."""
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: slice | Tensor) -> Rows:
+        return Rows(
+            {site: x[index] for site, x in self.activations.items()},
+            self.tokens[index],
+            self.position[index],
+            self.document[index],
+            None if self.scale is None else self.scale[index],
+        )
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(
+            {site: x.to(device) for site, x in self.activations.items()},
+            self.tokens.to(device),
+            self.position.to(device),
+            self.document.to(device),
+            None if self.scale is None else self.scale.to(device),
+        )
+
+    @staticmethod
+    def concatenate(parts: list[Rows]) -> Rows:
+        first = parts[0]
+        scales = [part.scale for part in parts if part.scale is not None]
+        return Rows(
+            {site: torch.cat([part.activations[site] for part in parts]) for site in first.activations},
+            torch.cat([part.tokens for part in parts]),
+            torch.cat([part.position for part in parts]),
+            torch.cat([part.document for part in parts]),
+            torch.cat(scales) if scales else None,
+        )
