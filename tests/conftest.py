@@ -1,0 +1,29 @@
+"""What every test shares: no network, one thread per process, and the optional folder of real models and text."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+# Before anything imports torch or huggingface_hub, which read these once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["WANDB_MODE"] = "disabled"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+from hypothesis import settings
+
+settings.register_profile("sae_tools", deadline=None, derandomize=True, max_examples=50, database=None)
+settings.load_profile("sae_tools")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with real models, text and tokenizers that developers have beside the repository, and users do not."""
+    folder = Path(os.environ.get("SAE_TOOLS_SHARED") or ROOT.parent / "shared")
+    if not (folder / "models" / "stories260K").is_dir():
+        pytest.skip(f"needs the developers' folder of real models and text, and {folder} is not it (SAE_TOOLS_SHARED)")
+    return folder
