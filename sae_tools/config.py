@@ -1,29 +1,45 @@
-"""The job as a typed tree: YAML in, `key.path=value` overrides, the resolved tree out.
+"""The job as a typed tree. Every setting is documented where it stands; config_loading.py reads it from YAML.
 
-Every setting is documented where it stands. Unknown keys are refused, naming the nearest valid one. Nothing here
-imports torch: a configuration can be read, checked and printed without it.
+Nothing here imports torch: a configuration can be read, checked and printed without it.
 """
 
 from __future__ import annotations
 
-import difflib
-import re
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, field_validator, model_validator
-
-from sae_tools.errors import UserError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=100)]
+
+
+RESERVED_NAMES = ("analysis", "state", "config.yaml", "metrics.jsonl", "report.html", "wandb")
+"""What a run directory holds beside its dictionaries' folders."""
 
 
 class Section(BaseModel):
     """A part of the tree; frozen, so that what was resolved is what runs."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """`seed: true` is a slip, not 1."""
+        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError(f"{str(value).lower()} is no value for it")
+        return value
 
 
 class ModelConfig(Section):
@@ -51,7 +67,7 @@ class DataConfig(Section):
     """Column that holds a document's text."""
     token_column: str | None = None
     """Column that holds token ids, for a source that is already tokenised (then no tokenizer is used)."""
-    context_length: int = Field(256, ge=2)
+    context_length: int = Field(default=256, ge=2)
     """Tokens per context, BOS included; at most the model's own."""
     bos: Literal["context", "document", "none"] = "context"
     """`context`: every context starts with BOS, and documents are joined by it; `document`: only documents start
@@ -59,7 +75,7 @@ class DataConfig(Section):
     heldout: Fraction = 0.05
     """Share of documents that training never sees, chosen by a hash (of the module path for Python sources, of the
     text otherwise), so that it does not depend on order or seed."""
-    shuffle_characters: int = Field(16_000_000, ge=1)
+    shuffle_characters: int = Field(default=16_000_000, ge=1)
     """Documents are read in a seeded order in blocks of about this many characters; the contexts of a block are
     permuted. Memory grows with it, and so does a resumed run's first wait."""
 
@@ -67,7 +83,7 @@ class DataConfig(Section):
 class RowsConfig(Section):
     """Which tokens of a context become rows."""
 
-    skip_positions: int = Field(1, ge=0)
+    skip_positions: int = Field(default=1, ge=0)
     """The first positions of each context that are left out (1: BOS, or whatever stands at position 0)."""
     skip_special: bool = True
     """Leave out rows at special tokens (BOS, EOS, padding) wherever they stand."""
@@ -76,9 +92,9 @@ class RowsConfig(Section):
 class BufferConfig(Section):
     """Harvest and the shuffle buffer."""
 
-    rows: int = Field(131_072, ge=1)
+    rows: int = Field(default=131_072, ge=1)
     """Rows (tokens) in the buffer. It is filled whole, permuted once, and served in slices."""
-    contexts_per_forward: int = Field(32, ge=1)
+    contexts_per_forward: int = Field(default=32, ge=1)
     """Contexts in one forward pass of the language model."""
 
 
@@ -102,11 +118,11 @@ class TopKConfig(Section):
     """The k largest pre-activations, then ReLU (Gao et al. 2024, arXiv 2406.04093)."""
 
     kind: Literal["topk"] = "topk"
-    k: int = Field(32, ge=1)
-    aux_k: int | None = Field(None, ge=1)
+    k: int = Field(default=32, ge=1)
+    aux_k: int | None = Field(default=None, ge=1)
     """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
-    aux_coefficient: float = Field(1 / 32, ge=0)
-    dead_after_tokens: int = Field(1_000_000, ge=1)
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    dead_after_tokens: int = Field(default=1_000_000, ge=1)
     """A feature that fired on none of this many tokens counts as dead for AuxK."""
 
 
@@ -118,14 +134,14 @@ class ReLUConfig(Section):
     form: Literal["unit-norm", "decoder-norm"] = "unit-norm"
     """`unit-norm`: decoder rows kept at norm 1, the parallel part of their gradient removed before the step ('Towards
     Monosemanticity', 2023); `decoder-norm`: free decoder, penalty weighted by its row norms (Anthropic, April 2024)."""
-    l1: float = Field(1.0, ge=0)
+    l1: float = Field(default=1.0, ge=0)
     """Penalty per unit of activation, on rows whose mean squared norm is their dimension."""
-    l1_warmup_steps: int = Field(0, ge=0)
-    resample_at: list[int] = []
+    l1_warmup_steps: int = Field(default=0, ge=0)
+    resample_at: list[Annotated[int, Field(ge=1)]] = []
     """Steps after which dead features are resampled ('Towards Monosemanticity', appendix)."""
-    resample_dead_steps: int = Field(12_500, ge=1)
+    resample_dead_steps: int = Field(default=12_500, ge=1)
     """Dead, for resampling: fired on none of this many preceding steps."""
-    resample_inputs: int = Field(819_200, ge=1)
+    resample_inputs: int = Field(default=819_200, ge=1)
     """Rows whose loss decides which inputs the resampled features start from."""
 
 
@@ -134,7 +150,7 @@ def _architecture_kind(v: Any) -> str:
 
 
 ArchitectureConfig = Annotated[
-    Union[Annotated[TopKConfig, Tag("topk")], Annotated[ReLUConfig, Tag("relu")]], Discriminator(_architecture_kind)
+    Annotated[TopKConfig, Tag("topk")] | Annotated[ReLUConfig, Tag("relu")], Discriminator(_architecture_kind)
 ]
 
 
@@ -145,44 +161,50 @@ class DictionaryConfig(Section):
     """`mlp_acts@3`, `mlp_out@3`, `attn_out@3`, `resid_pre@3`, `resid_mid@3`, `resid_post@3`, or a hook name."""
     space: SpaceConfig = SpaceConfig()
     architecture: ArchitectureConfig = TopKConfig()
-    d_sae: int = Field(2048, ge=1)
+    d_sae: int = Field(default=2048, ge=1)
     """Number of features."""
     b_dec_init: Literal["zero", "mean", "geometric_median"] = "geometric_median"
     """Initial decoder bias, which is also subtracted before the encoder."""
     encoder_init: Literal["tied", "kaiming"] = "tied"
     """`tied`: the encoder starts as the decoder's transpose; `kaiming`: both start independently."""
-    lr: float | None = Field(None, gt=0)
+    lr: float | None = Field(default=None, gt=0)
     """Learning rate of this dictionary; null: training.lr."""
+
+    @model_validator(mode="after")
+    def _k_fits(self) -> DictionaryConfig:
+        if isinstance(self.architecture, TopKConfig) and self.architecture.k > self.d_sae:
+            raise ValueError(f"architecture.k is {self.architecture.k}, more than its d_sae of {self.d_sae} features")
+        return self
 
 
 class TrainingConfig(Section):
-    tokens: int = Field(2_000_000, ge=1)
+    tokens: int = Field(default=2_000_000, ge=1)
     """Rows to train on (rounded up to whole steps)."""
-    batch_size: int = Field(2048, ge=1)
+    batch_size: int = Field(default=2048, ge=1)
     """Rows per step."""
-    lr: float = Field(3e-4, gt=0)
-    adam_betas: tuple[float, float] = (0.9, 0.999)
-    adam_eps: float = Field(1e-8, gt=0)
-    warmup_steps: int = Field(100, ge=0)
+    lr: float = Field(default=3e-4, gt=0)
+    adam_betas: tuple[Beta, Beta] = (0.9, 0.999)
+    adam_eps: float = Field(default=1e-8, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
     """Steps over which the learning rate rises linearly from 0."""
     decay_fraction: Fraction = 0.2
     """Last share of the steps, over which the learning rate falls linearly to 0."""
-    clip_norm: float | None = Field(1.0, gt=0)
+    clip_norm: float | None = Field(default=1.0, gt=0)
     """Gradients of a dictionary are scaled to at most this norm; null: never."""
-    estimate_rows: int = Field(32_768, ge=2)
+    estimate_rows: int = Field(default=32_768, ge=2)
     """Rows from which centres, scales and initial biases are estimated before training (they are trained on too)."""
-    checkpoints: int = Field(4, ge=1)
+    checkpoints: int = Field(default=4, ge=1)
     """Checkpoints written, evenly spaced, the last at the end; one more at the start."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, …"""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads; null leaves torch's choice. Bit-for-bit equality holds for equal numbers of threads."""
 
 
 class TrackingConfig(Section):
-    log_every: int = Field(50, ge=1)
+    log_every: int = Field(default=50, ge=1)
     """Steps between two lines of metrics.jsonl."""
-    density_windows: int = Field(100, ge=1)
+    density_windows: int = Field(default=100, ge=1)
     """Windows into which the density history of training is cut (each at least one step)."""
     wandb: Literal["off", "offline", "online"] = "off"
     wandb_project: str = "sae_tools"
@@ -191,11 +213,11 @@ class TrackingConfig(Section):
 class FidelityConfig(Section):
     """What is measured on held-out text when training ends."""
 
-    tokens: int = Field(65_536, ge=1)
+    tokens: int = Field(default=65_536, ge=1)
     """Held-out tokens on which cross-entropy and KL are measured (and everything else)."""
-    ultra_rare_below: float = Field(1e-4, gt=0)
+    ultra_rare_below: float = Field(default=1e-4, gt=0)
     """Ultra-rare: fires, but on less than this share of tokens (or on too few to tell: see README)."""
-    dense_above: float = Field(0.1, gt=0, lt=1)
+    dense_above: float = Field(default=0.1, gt=0, lt=1)
 
 
 class JobConfig(Section):
@@ -204,7 +226,7 @@ class JobConfig(Section):
     name: Name = "run"
     """Folder under `runs_dir`; a name that is taken gets the next free number."""
     runs_dir: str = "runs"
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Drives everything: document order, permutations, initial weights, resampling."""
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -215,54 +237,64 @@ class JobConfig(Section):
     tracking: TrackingConfig = TrackingConfig()
     fidelity: FidelityConfig = FidelityConfig()
 
+    @field_validator("dictionaries")
+    @classmethod
+    def _names_make_folders(cls, value: dict[str, DictionaryConfig]) -> dict[str, DictionaryConfig]:
+        taken = {name: f"the run's own {name!r}" for name in RESERVED_NAMES}
+        for name in value:
+            if name.casefold() in taken:
+                raise ValueError(f"a dictionary cannot be named {name!r}, its folder would be {taken[name.casefold()]}")
+            taken[name.casefold()] = f"that of {name!r}"
+        return value
+
 
 class LMArchitectureConfig(Section):
     """Shape of a language model trained from scratch."""
 
     kind: Literal["gpt2", "llama"] = "gpt2"
     """`gpt2`: LayerNorm, learned positions, GELU MLP; `llama`: RMSNorm, rotary positions, gated MLP."""
-    n_layers: int = Field(4, ge=1)
-    d_model: int = Field(256, ge=8)
-    n_heads: int = Field(4, ge=1)
-    d_mlp: int | None = Field(None, ge=1)
+    n_layers: int = Field(default=4, ge=1)
+    d_model: int = Field(default=256, ge=8)
+    n_heads: int = Field(default=4, ge=1)
+    d_mlp: int | None = Field(default=None, ge=1)
     """null: four times d_model."""
-    context_length: int = Field(256, ge=8)
+    context_length: int = Field(default=256, ge=8)
     tie_embeddings: bool = True
 
 
 class LMTokenizerConfig(Section):
     path: str | None = None
     """A Hugging Face folder or tokenizer.json to reuse; null: a byte-level BPE is trained on the data."""
-    vocabulary: int = Field(4096, ge=300)
-    training_characters: int = Field(30_000_000, ge=1000)
+    vocabulary: int = Field(default=4096, ge=300)
+    training_characters: int = Field(default=30_000_000, ge=1000)
     """Text from which the byte-level BPE is learned."""
 
 
 class LMTrainingConfig(Section):
-    tokens: int = Field(10_000_000, ge=1)
-    batch_size: int = Field(16, ge=1)
+    tokens: int = Field(default=10_000_000, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Contexts per step."""
     optimizer: Literal["adamw"] = "adamw"
-    lr: float = Field(2e-3, gt=0)
+    lr: float = Field(default=2e-3, gt=0)
     final_lr_fraction: Fraction = 0.05
     """The cosine decay ends at this share of lr."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(0.1, ge=0)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.1, ge=0)
     """Applied to matrices only (not to biases, norms or embeddings)."""
-    warmup_steps: int = Field(100, ge=0)
-    clip_norm: float = Field(1.0, gt=0)
+    warmup_steps: int = Field(default=100, ge=0)
+    clip_norm: float = Field(default=1.0, gt=0)
     autocast: Literal["none", "bfloat16"] = "none"
     """`bfloat16`: matrix products in bf16, weights and optimiser in fp32."""
-    log_every: int = Field(20, ge=1)
-    heldout_every: int = Field(500, ge=1)
+    log_every: int = Field(default=20, ge=1)
+    heldout_every: int = Field(default=500, ge=1)
     """Steps between two measurements of the held-out loss."""
-    heldout_tokens: int = Field(100_000, ge=1)
-    checkpoint_first_step: int = Field(64, ge=1)
+    heldout_tokens: int = Field(default=100_000, ge=1)
+    checkpoint_first_step: int = Field(default=64, ge=1)
     """Checkpoints on a log schedule: at step 0, then at this step and whenever it has doubled, and at the end."""
-    save_every: int = Field(500, ge=1)
+    save_every: int = Field(default=500, ge=1)
     """Steps between two saves of the state that --resume continues from."""
     device: str = "auto"
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
 
 
 class LMConfig(Section):
@@ -270,7 +302,7 @@ class LMConfig(Section):
 
     name: Name = "lm"
     runs_dir: str = "runs"
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     data: DataConfig = DataConfig()
     architecture: LMArchitectureConfig = LMArchitectureConfig()
     tokenizer: LMTokenizerConfig = LMTokenizerConfig()
