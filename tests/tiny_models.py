@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoModelForCausalLM as AutoModel
 from transformers import (
     Gemma2Config,
     GPT2Config,
@@ -25,7 +26,6 @@ from transformers import (
     PretrainedConfig,
     PreTrainedTokenizerFast,
 )
-from transformers import AutoModelForCausalLM as AutoModel
 from transformers.utils import logging as transformers_logging
 
 BOS, EOS, PAD = 256, 257, 258

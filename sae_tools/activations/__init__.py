@@ -1,0 +1,1 @@
+"""From contexts of tokens to batches of rows: one forward pass serves every site, a buffer shuffles whole rows."""
