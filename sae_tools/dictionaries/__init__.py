@@ -1,0 +1,25 @@
+"""Dictionaries: the sparse autoencoders themselves.
+
+`base.py` is what all share, `topk.py` and `relu.py` the architectures with their losses, `build.py` how one starts,
+`decoder.py` the unit-norm constraint, `sparse.py` the gradients that touch active features only, and `formats/` what
+others' programs read and write.
+"""
+
+from sae_tools.dictionaries.base import Codes, Dictionary, StepOutput
+from sae_tools.dictionaries.build import build_dictionary
+from sae_tools.dictionaries.decoder import normalise_decoder_, remove_parallel_gradient_
+from sae_tools.dictionaries.median import geometric_median
+from sae_tools.dictionaries.relu import ReLUDictionary
+from sae_tools.dictionaries.topk import TopKDictionary
+
+__all__ = [
+    "Codes",
+    "Dictionary",
+    "ReLUDictionary",
+    "StepOutput",
+    "TopKDictionary",
+    "build_dictionary",
+    "geometric_median",
+    "normalise_decoder_",
+    "remove_parallel_gradient_",
+]

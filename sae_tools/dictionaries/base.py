@@ -1,0 +1,104 @@
+"""What all dictionaries share: parameters, pre-activations, decoding."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+
+class Codes(NamedTuple):
+    """Feature activations, k for each row; entries whose value is 0 do not fire, whatever their index."""
+
+    values: Float[Tensor, "rows k"]
+    indices: Int[Tensor, "rows k"]
+    """int64, no feature twice in a row, in no particular order."""
+
+
+class StepOutput(NamedTuple):
+    """What one batch of rows says about a dictionary."""
+
+    loss: Float[Tensor, ""]
+    """The objective, averaged over rows; differentiable in every parameter."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Its parts, detached: `squared_error` (summed over dimensions, mean over rows), `l0` (features that fired per
+    row), and per architecture `aux` or `l1`, both without their coefficient."""
+    fired: Int[Tensor, " d_sae"]
+    """On how many of the rows each feature was > 0, int64."""
+
+
+class Dictionary(nn.Module, ABC):
+    """A sparse autoencoder with a pre-encoder bias: pre-activations (x - b_dec) W_enc + b_enc, x̂ = f W_dec + b_dec.
+
+    The encoder is stored as its transpose, `encoder [d_sae, d_in]`, a row for each feature like the decoder, because
+    sparse gradients and a feature's own numbers are then contiguous; `W_enc` is a view of it in the field's layout.
+    """
+
+    unit_decoder: bool
+    """Whether training keeps the decoder's rows at norm 1."""
+
+    def __init__(
+        self,
+        encoder: Float[Tensor, "d_sae d_in"],
+        b_enc: Float[Tensor, " d_sae"],
+        W_dec: Float[Tensor, "d_sae d_out"],
+        b_dec: Float[Tensor, " d_out"],
+    ):
+        super().__init__()
+        self.encoder = nn.Parameter(encoder.contiguous())
+        self.b_enc = nn.Parameter(b_enc)
+        self.W_dec = nn.Parameter(W_dec.contiguous())
+        self.b_dec = nn.Parameter(b_dec)
+
+    @property
+    def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
+        return self.encoder.T
+
+    @property
+    def d_in(self) -> int:
+        return self.encoder.shape[1]
+
+    @property
+    def d_sae(self) -> int:
+        return self.encoder.shape[0]
+
+    @property
+    def d_out(self) -> int:
+        return self.W_dec.shape[1]
+
+    def pre_activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        return F.linear(x - self.b_dec, self.encoder, self.b_enc)
+
+    @abstractmethod
+    def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
+        """Feature activations, dense, >= 0."""
+
+    def decode(self, f: Float[Tensor, "rows d_sae"] | Codes) -> Float[Tensor, "rows d_out"]:
+        """Reconstruction from dense activations or from `Codes`."""
+        if isinstance(f, Codes):
+            return F.embedding_bag(f.indices, self.W_dec, per_sample_weights=f.values, mode="sum") + self.b_dec
+        return torch.addmm(self.b_dec, f, self.W_dec)
+
+    def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
+        """The reconstruction."""
+        return self.decode(self.encode(x))
+
+    @abstractmethod
+    def losses(
+        self, x: Float[Tensor, "rows d_in"], *, dead: Bool[Tensor, " d_sae"] | None = None, l1: float = 0.0
+    ) -> StepOutput:
+        """The training objective on the rows `x`: a pure function of parameters and arguments.
+
+        dead: features that count as dead, for an auxiliary loss; None: there are none.
+        l1: coefficient of the sparsity penalty at this step.
+        Arguments that an architecture has no use for are ignored. Nothing is synchronised with the device.
+        """
+
+    @torch.no_grad()
+    def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:
+        """The objective of each row alone (auxiliary loss left out), without gradients."""
+        return (x - self(x)).pow(2).sum(-1)

@@ -1,0 +1,27 @@
+"""The unit-norm decoder: before the optimiser's step and after it ('Towards Monosemanticity', appendix)."""
+
+from __future__ import annotations
+
+import torch
+
+from sae_tools.dictionaries.base import Dictionary
+
+
+@torch.no_grad()
+def remove_parallel_gradient_(dictionary: Dictionary) -> None:
+    """g_i <- g_i - (g_i · d_i) d_i in `W_dec.grad`, d_i the i-th decoder row divided by its norm.
+
+    Without it the optimiser's moments take up a part of the gradient that normalisation undoes anyway.
+    """
+    g = dictionary.W_dec.grad
+    if g is None:
+        raise ValueError("W_dec has no gradient")
+    d = torch.nn.functional.normalize(dictionary.W_dec, dim=-1)
+    g.sub_(d * (g * d).sum(-1, keepdim=True))
+
+
+@torch.no_grad()
+def normalise_decoder_(dictionary: Dictionary) -> None:
+    """Decoder rows at norm 1 (a row of zeros stays)."""
+    W = dictionary.W_dec
+    W.div_(W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny))

@@ -1,0 +1,90 @@
+"""Neuron resampling as in 'Towards Monosemanticity' (Bricken et al. 2023, appendix): dead features start again from
+inputs that the dictionary reconstructs badly."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_tools.dictionaries.base import Dictionary
+
+ENCODER_SCALE = 0.2
+"""Norm of a resampled encoder row, as a share of the mean norm of the alive ones."""
+
+
+class Resampled(NamedTuple):
+    """What a resampling changed."""
+
+    features: Int[Tensor, " resampled"]
+    rows: Int[Tensor, " resampled"]
+    """For each feature the row it starts from."""
+    encoder_norm: float
+    """The norm that their encoder rows were given."""
+
+
+def dead_features(last_fired: Int[Tensor, " d_sae"], step: int, window: int) -> Bool[Tensor, " d_sae"]:
+    """Features that fired in none of the `window` steps up to and including `step`.
+
+    last_fired: the number (from 1) of the last step in which each fired; 0 for never. No feature is dead before
+    step `window`.
+    """
+    return (last_fired <= step - window) & (step >= window)
+
+
+def selection_probabilities(losses: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """Proportional to the squared loss of each row, float64."""
+    weights = (losses.double() / losses.double().max().clamp_min(torch.finfo(torch.float64).tiny)).square()
+    return weights / weights.sum()
+
+
+@torch.no_grad()
+def resample_(
+    dictionary: Dictionary,
+    optimiser: torch.optim.Optimizer | None,
+    dead: Bool[Tensor, " d_sae"],
+    inputs: Float[Tensor, "rows d_in"],
+    losses: Float[Tensor, " rows"],
+    generator: torch.Generator,
+    *,
+    subtract_b_dec: bool = False,
+    replacement: bool = True,
+) -> Resampled:
+    """Start every dead feature again, in place.
+
+    inputs, losses: rows of the dictionary's space and the current loss of each (`Dictionary.row_losses`), at most 2^24.
+    Each dead feature draws one row with probability proportional to the squared loss. Its decoder row becomes that
+    input divided by its norm; its encoder row has the same direction and 0.2 times the mean norm of the alive features'
+    encoder rows (of all, if none is alive); its b_enc becomes 0. Adam's moments of exactly these parameters are set to
+    zero; its step count, one per tensor, stays.
+
+    subtract_b_dec: take the direction of x - b_dec, what the encoder sees, in place of x; the text says "the input
+    vector", so that is the default. replacement: whether two features may draw the same row; without it, rows with
+    zero loss are drawn once the others run out.
+    """
+    features = dead.nonzero().squeeze(1)
+    alive = dictionary.encoder[~dead] if not bool(dead.all()) else dictionary.encoder
+    norm = ENCODER_SCALE * alive.norm(dim=-1).mean()
+    if features.numel() == 0:
+        return Resampled(features, features, float(norm))
+    directions = inputs - dictionary.b_dec if subtract_b_dec else inputs
+    lengths = directions.norm(dim=-1)
+    usable = torch.isfinite(losses) & torch.isfinite(lengths) & (lengths > 0)  # a zero vector has no direction
+    if int(usable.sum()) < (1 if replacement else features.numel()):
+        raise ValueError("too few rows with a finite loss and a direction to resample from")
+    weights = selection_probabilities(torch.where(usable, losses, 0.0)).cpu()
+    if not replacement:  # rows of zero loss only come after all others
+        weights = torch.where(usable.cpu(), weights.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    rows = torch.multinomial(weights, features.numel(), replacement, generator=generator).to(features.device)
+    unit = directions[rows] / lengths[rows].unsqueeze(1)
+    dictionary.W_dec[features] = unit.to(dictionary.W_dec.dtype)
+    dictionary.encoder[features] = (norm * unit).to(dictionary.encoder.dtype)
+    dictionary.b_enc[features] = 0
+    if optimiser is not None:
+        for parameter in (dictionary.encoder, dictionary.W_dec, dictionary.b_enc):
+            for value in optimiser.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[features] = 0
+    return Resampled(features, rows, float(norm))
