@@ -236,6 +236,8 @@ class JobConfig(Section):
     training: TrainingConfig = TrainingConfig()
     tracking: TrackingConfig = TrackingConfig()
     fidelity: FidelityConfig = FidelityConfig()
+    provenance: dict[str, Any] | None = None
+    """Written by the run, not by you: what the model, the data and the versions were. A new run writes its own."""
 
     @field_validator("dictionaries")
     @classmethod
@@ -307,3 +309,5 @@ class LMConfig(Section):
     architecture: LMArchitectureConfig = LMArchitectureConfig()
     tokenizer: LMTokenizerConfig = LMTokenizerConfig()
     training: LMTrainingConfig = LMTrainingConfig()
+    provenance: dict[str, Any] | None = None
+    """Written by the run, not by you: what the data and the versions were. A new run writes its own."""

@@ -17,9 +17,6 @@ from sae_tools.errors import UserError
 
 C = TypeVar("C", bound=Section)
 
-RECORDED = "recorded"
-"""Top-level key of a run's config.yaml under which what was found out stands (versions, data); not a setting."""
-
 _MAX_BYTES = 1_000_000
 
 
@@ -47,7 +44,6 @@ def parse_config(kind: type[C], text: str, source: str = "config", overrides: Se
         tree = {}
     if not isinstance(tree, dict):
         raise UserError(f"{source}: expected settings as `key: value`, found {shown(tree)}.")
-    tree.pop(RECORDED, None)
     origin = _Origin(source, lines)
     for override in overrides:
         _apply(kind, tree, override, origin)
@@ -58,10 +54,9 @@ def parse_config(kind: type[C], text: str, source: str = "config", overrides: Se
         raise UserError(_sentence(kind, tree, error, origin)) from None
 
 
-def dump_config(config: Section, recorded: dict[str, Any] | None = None) -> str:
-    """The whole tree as YAML, defaults included; load_config reads it back equal; `recorded` is only for readers."""
-    tree = config.model_dump(mode="json")
-    return config_yaml.dump(tree if recorded is None else {**tree, RECORDED: recorded})
+def dump_config(config: Section) -> str:
+    """The whole tree as YAML, defaults included; load_config reads it back equal."""
+    return config_yaml.dump(config.model_dump(mode="json"))
 
 
 def config_differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
@@ -69,6 +64,17 @@ def config_differences(a: Section, b: Section) -> dict[str, tuple[Any, Any]]:
     left, right = dict(_leaves(a.model_dump(mode="json"))), dict(_leaves(b.model_dump(mode="json")))
     keys = [*left, *(key for key in right if key not in left)]
     return {key: (left.get(key), right.get(key)) for key in keys if left.get(key) != right.get(key)}
+
+
+def first_difference(asked: Section, own: Section, ignore: Sequence[str] = ()) -> str | None:
+    """For "… cannot be resumed with this configuration: …": the first setting that differs, or None.
+
+    ignore: dotted keys, each with all below it.
+    """
+    for key, (here, there) in config_differences(asked, own).items():
+        if not any(key == ignored or key.startswith(f"{ignored}.") for ignored in ignore):
+            return f"{key} is {shown(here)}, but the run has {shown(there)}"
+    return None
 
 
 def settings(kind: type[Section]) -> Iterator[tuple[str, Any, str]]:

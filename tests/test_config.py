@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 
 from sae_tools import config_yaml
 from sae_tools.config import JobConfig, LMConfig, ReLUConfig, TopKConfig
-from sae_tools.config_loading import config_differences, dump_config, load_config, parse_config, settings
+from sae_tools.config_loading import (
+    config_differences,
+    dump_config,
+    first_difference,
+    load_config,
+    parse_config,
+    settings,
+)
 from sae_tools.errors import UserError
 
 GOOD = """\
@@ -171,16 +178,20 @@ def test_files_that_are_no_configuration(tmp_path):
     assert load_config(JobConfig, tmp_path / "job.yaml", ["seed=3"]).seed == 3
 
 
-def test_what_was_recorded_is_no_setting():
-    config = parse_config(JobConfig, GOOD)
-    assert parse_config(JobConfig, dump_config(config, {"versions": {"torch": "2.13.0"}})) == config
-
-
 def test_differences_by_dotted_key():
     a = parse_config(JobConfig, GOOD)
-    b = parse_config(JobConfig, GOOD, overrides=["seed=1", "dictionaries.up.d_sae=9"])
-    assert config_differences(a, b) == {"seed": (0, 1), "dictionaries.up.d_sae": (2048, 9)}
-    assert config_differences(a, a) == {}
+    b = parse_config(JobConfig, GOOD, overrides=["seed=1", "dictionaries.up.d_sae=9", "provenance={data: {files: 3}}"])
+    assert config_differences(a, b) == {
+        "seed": (0, 1),
+        "dictionaries.up.d_sae": (2048, 9),
+        "provenance.data.files": (None, 3),
+    }
+    assert config_differences(a, a) == {} and first_difference(a, a) is None
+    assert first_difference(a, b) == "seed is 0, but the run has 1"
+    assert first_difference(a, b, ignore=["seed", "dictionaries.up"]) == (
+        "provenance.data.files is null, but the run has 3"
+    )
+    assert first_difference(a, b, ignore=["seed", "dictionaries", "provenance"]) is None
 
 
 def test_every_setting_is_listed_with_its_default():
