@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.language_model import LanguageModel
 from sae_tools.models.plain import PlainView, Side, agree, check_tokens, plain_view
 
 Activations = dict[str, Float[Tensor, "batch position d_site"]]

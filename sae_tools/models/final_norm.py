@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_tools.errors import UserError
-from sae_tools.models.load import LanguageModel, refuse_processed
+from sae_tools.models.language_model import LanguageModel, refuse_processed
 from sae_tools.models.unwrap import unwrapped
 
 

@@ -7,13 +7,9 @@ read, never a pickle, and no code that comes with a model is run.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
@@ -22,127 +18,12 @@ from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers.utils import logging as transformers_logging
 
 from sae_tools.errors import UserError
-from sae_tools.models.locate import Kind, locate_model
-from sae_tools.models.size import parameter_count, weights_fingerprint
+from sae_tools.models.language_model import LanguageModel, refuse_processed
+from sae_tools.models.locate import locate_model
+
+__all__ = ["DTYPES", "LanguageModel", "load_model", "load_tokenizer"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(eq=False)
-class LanguageModel:
-    """A frozen language model with its tokenizer and the numbers that every room asks for."""
-
-    bridge: TransformerBridge
-    """Parameters do not require gradients; evaluation mode; weights unprocessed."""
-    tokenizer: Any | None
-    """Our own tokenizer, untouched by TransformerLens; None for a folder that has none (pre-tokenised data only)."""
-    name: str
-    kind: Kind | Literal["memory"]
-    folder: Path | None = None
-    """Where it was loaded from; None for a bridge that was in memory."""
-    revision: str | None = None
-    view_cache: dict[str, Any] = field(default_factory=dict, repr=False)
-    """Holds the plain view (models/plain.py) and what was verified about it."""
-
-    @property
-    def n_layers(self) -> int:
-        return self.bridge.cfg.n_layers
-
-    @property
-    def d_model(self) -> int:
-        return self.bridge.cfg.d_model
-
-    @property
-    def d_mlp(self) -> int:
-        """Width of the MLP's hidden activations (of layer 0; a site's own width is `Site.width`)."""
-        return int(self.bridge.cfg.d_mlp or 4 * self.d_model)
-
-    @property
-    def d_vocab(self) -> int:
-        """Rows of the embedding; may exceed the tokenizer's vocabulary (Pythia pads it)."""
-        return self.bridge.cfg.d_vocab
-
-    @property
-    def n_ctx(self) -> int:
-        """The longest context the model was made for, in tokens."""
-        return self.bridge.cfg.n_ctx
-
-    @property
-    def architecture(self) -> str:
-        """Class name of the Hugging Face model, e.g. `GPT2LMHeadModel`."""
-        return type(self.bridge.original_model).__name__
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.bridge.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        # bridge.cfg.dtype can be wrong for a model that was loaded elsewhere; the parameters cannot.
-        return next(self.bridge.parameters()).dtype
-
-    @cached_property
-    def bos_token_id(self) -> int | None:
-        """The tokenizer's BOS, else its EOS (as GPT-2 and Pythia were trained), else the config's."""
-        config = getattr(self.bridge.original_model, "config", None)
-        for owner in (self.tokenizer, config):
-            for attribute in ("bos_token_id", "eos_token_id"):
-                token = getattr(owner, attribute, None)
-                if isinstance(token, int) and 0 <= token < self.d_vocab:
-                    return token
-        return None
-
-    @cached_property
-    def special_token_ids(self) -> tuple[int, ...]:
-        """BOS, EOS, padding and the like, sorted. Not the unknown token alone: it stands for text."""
-        if self.tokenizer is None:
-            return () if self.bos_token_id is None else (self.bos_token_id,)
-        names = set(self.tokenizer.all_special_tokens)
-        named = self.tokenizer.special_tokens_map
-        others = {token for role, token in named.items() if role != "unk_token" and isinstance(token, str)}
-        unknown = named.get("unk_token")
-        if unknown is not None and unknown not in others:
-            names.discard(unknown)
-        ids = {i for i in self.tokenizer.convert_tokens_to_ids(sorted(names)) if i is not None}
-        if self.bos_token_id is not None:
-            ids.add(self.bos_token_id)
-        return tuple(sorted(ids))
-
-    @cached_property
-    def tokenizer_fingerprint(self) -> str | None:
-        """Hash of everything that decides how text becomes tokens; None without a tokenizer."""
-        return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
-
-    def describe(self) -> dict[str, Any]:
-        """What a run writes down about its model: JSON-able, and equal exactly when it is the same model."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "revision": self.revision,
-            "architecture": self.architecture,
-            "n_layers": self.n_layers,
-            "d_model": self.d_model,
-            "d_mlp": self.d_mlp,
-            "d_vocab": self.d_vocab,
-            "n_ctx": self.n_ctx,
-            "dtype": str(self.dtype).removeprefix("torch."),
-            "parameters": parameter_count(self.bridge),
-            "bos_token_id": self.bos_token_id,
-            "tokenizer_fingerprint": self.tokenizer_fingerprint,
-            "weights_fingerprint": weights_fingerprint(self.bridge),
-        }
-
-
-def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """32 hex digits over vocabulary, merges, normalisation and special tokens (not padding and truncation, which a
-    call can change)."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        content = json.loads(backend.to_str())
-        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
-    else:
-        content = tokenizer.get_vocab()
-    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def load_model(
@@ -174,8 +55,9 @@ def load_model(
         raise UserError(f"model.dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
     target = _device(device)
     found = locate_model(name_or_bridge, revision=revision)
+    config = _read_config(found.folder)
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(found.folder)
-    bridge = _boot(found.folder, found.name, DTYPES[dtype], target)
+    bridge = _boot(found.folder, found.name, config, DTYPES[dtype], target)
     revision = revision if found.kind == "hub" else None
     return LanguageModel(_frozen(bridge), tokenizer, found.name, found.kind, found.folder, revision)
 
@@ -189,7 +71,7 @@ def load_tokenizer(folder: Path) -> Any | None:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # whatever the tokenizers library makes of a broken file
-        raise UserError(f"The tokenizer in {folder} cannot be read: {first_line(error)}") from error
+        raise UserError(f"The tokenizer in {folder} cannot be read: {gist(error)}") from error
 
 
 def _from_memory(bridge: Any, tokenizer: Any | None) -> LanguageModel:
@@ -201,15 +83,6 @@ def _from_memory(bridge: Any, tokenizer: Any | None) -> LanguageModel:
     tokenizer = tokenizer if tokenizer is not None else bridge.tokenizer
     name = str(getattr(bridge.cfg, "model_name", None) or "memory")
     return LanguageModel(_frozen(bridge), tokenizer, name, "memory")
-
-
-def refuse_processed(bridge: TransformerBridge) -> None:
-    """UserError for a bridge whose weights TransformerLens has folded or centred."""
-    if getattr(bridge, "_weights_processed", False):
-        raise UserError(
-            "The bridge's weights have been processed (folded and centred): boot it again, and call "
-            "enable_compatibility_mode only with no_processing=True, if at all."
-        )
 
 
 def _frozen(bridge: TransformerBridge) -> TransformerBridge:
@@ -231,14 +104,16 @@ def _device(device: str | torch.device) -> torch.device:
     return target
 
 
-def _boot(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> TransformerBridge:
-    model, report = _load_weights(folder, dtype)
+def _boot(folder: Path, name: str, config: Any, dtype: torch.dtype, device: torch.device) -> TransformerBridge:
+    model, report = _load_weights(folder, config, dtype)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
         raise UserError(
             f"The weights in {folder} lack {len(missing)} of the tensors that its config.json asks for, "
             f"among them {missing[0]}."
         )
+    if not any(isinstance(m, torch.nn.ModuleList) and len(m) for m in model.modules()):
+        raise UserError(f"The model in {folder} has no layers.")
     model = model.eval().to(device)
     architecture = type(model).__name__
     # The bridge gets a tokenizer of its own: it changes the one it is given.
@@ -247,16 +122,25 @@ def _boot(folder: Path, name: str, dtype: torch.dtype, device: torch.device) -> 
             model, architecture, hf_config=model.config, tokenizer=load_tokenizer(folder), model_name=name
         )
     except ValueError as error:
-        raise UserError(f"TransformerLens cannot wrap {architecture} of {name}: {first_line(error)}") from error
+        raise UserError(f"TransformerLens cannot wrap {architecture} of {name}: {gist(error)}") from error
 
 
-def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
+def _read_config(folder: Path) -> Any:
+    try:
+        with _quiet():
+            return transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a file of the user's: whatever its content makes transformers raise
+        raise UserError(f"The config.json in {folder} cannot be used: {gist(error)}") from error
+
+
+def _load_weights(folder: Path, config: Any, dtype: torch.dtype) -> tuple[Any, dict[str, Any]]:
     if not any(folder.glob("*.safetensors")):
         raise UserError(f"The folder {folder} has no .safetensors file (other weight formats are not read).")
     try:
         with _quiet():
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
+                config=config,
                 dtype=dtype,
                 use_safetensors=True,
                 local_files_only=True,
@@ -264,12 +148,14 @@ def _load_weights(folder: Path, dtype: torch.dtype) -> tuple[Any, dict[str, Any]
                 output_loading_info=True,
             )
             return loaded
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
-        raise UserError(f"The model in {folder} cannot be loaded: {first_line(error)}") from error
-    except Exception as error:
-        if type(error).__module__.partition(".")[0] not in ("safetensors", "safetensors_rust", "huggingface_hub"):
-            raise
-        raise UserError(f"The weights in {folder} cannot be read: {first_line(error)}") from error
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the same
+        if "ignore_mismatched_sizes" in str(error):
+            raise UserError(f"The weights in {folder} have other shapes than its config.json asks for.") from error
+        if "afetensor" in type(error).__name__:
+            raise UserError(f"The weights in {folder} are truncated or no safetensors: {gist(error)}") from error
+        raise UserError(f"The model in {folder} cannot be loaded: {gist(error)}") from error
 
 
 @contextlib.contextmanager
@@ -286,8 +172,9 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def first_line(error: BaseException) -> str:
-    """The gist of another library's message, at most 200 characters, ending in a full stop."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    text = text if len(text) <= 200 else text[:199] + "…"
-    return text if text.endswith((".", "…")) else text + "."
+def gist(error: BaseException) -> str:
+    """The first sentence of another library's message, at most 240 characters."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    text = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    text = text.split(". ")[0].rstrip(".")
+    return text + "." if len(text) <= 240 else text[:239] + "…"

@@ -52,7 +52,7 @@ def locate_model(name: str | Path, *, revision: str | None = None) -> Found:
 def _from_hub(name: str, revision: str | None) -> Path:
     """The repository's configuration, tokenizer and safetensors, downloaded or, where the hub is out of reach, as an
     earlier download left them."""
-    where = f"{name}, revision {revision}," if revision else name
+    where = f"{name} (revision {revision})" if revision else name
     try:
         # One request that fails at once; the download below would retry for a long time.
         huggingface_hub.HfApi().model_info(name, revision=revision, timeout=HUB_SECONDS)
@@ -70,8 +70,12 @@ def _from_hub(name: str, revision: str | None) -> Path:
             name, revision=revision, allow_patterns=HUB_FILES, ignore_patterns=["*/*"], local_files_only=not online
         )
     except Exception as error:
-        reason = "its download failed" if online else "the hub cannot be reached and no earlier download is there"
-        raise UserError(f"There is no folder {name} here, and as a hub model {where} {reason}.") from error
+        if online:
+            raise UserError(f"The download of {where} from the hub failed: {type(error).__name__}.") from error
+        raise UserError(
+            f"There is no folder {name} here, and the hub, which may have {where}, cannot be reached; "
+            f"nothing is left of an earlier download either."
+        ) from error
     if not (Path(folder) / "config.json").is_file():
         raise UserError(f"The hub repository {name} is not a Hugging Face model: it has no config.json.")
     return Path(folder)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_tools.models.load import LanguageModel, refuse_processed
+from sae_tools.models.language_model import LanguageModel, refuse_processed
 from sae_tools.models.unwrap import unwrapped
 
 Side = Literal["in", "out"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from sae_tools.errors import UserError
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.language_model import LanguageModel
 
 HOOKS = {
     "resid_pre": "blocks.{}.hook_resid_pre",

@@ -11,7 +11,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_tools.models.unwrap import model_parameters, own_parameters
 
 if TYPE_CHECKING:
-    from sae_tools.models.load import LanguageModel
+    from sae_tools.models.language_model import LanguageModel
 
 
 def parameter_count(bridge: TransformerBridge) -> int:

@@ -1,0 +1,142 @@
+"""A language model as the rest of the package holds it: the bridge, the tokenizer, and what is asked of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformer_lens.model_bridge import TransformerBridge
+
+from sae_tools.errors import UserError
+from sae_tools.models.size import parameter_count, weights_fingerprint
+
+
+@dataclass(eq=False)
+class LanguageModel:
+    """A frozen language model with its tokenizer and the numbers that every room asks for."""
+
+    bridge: TransformerBridge
+    """Parameters do not require gradients; evaluation mode; weights unprocessed."""
+    tokenizer: Any | None
+    """Our own tokenizer, untouched by TransformerLens; None for a folder that has none (pre-tokenised data only)."""
+    name: str
+    kind: Literal["bundled", "folder", "hub", "memory"]
+    folder: Path | None = None
+    """Where it was loaded from; None for a bridge that was in memory."""
+    revision: str | None = None
+    view_cache: dict[str, Any] = field(default_factory=dict, repr=False)
+    """Holds the plain view (models/plain.py) and what was verified about it."""
+
+    @property
+    def n_layers(self) -> int:
+        return self.bridge.cfg.n_layers
+
+    @property
+    def d_model(self) -> int:
+        return self.bridge.cfg.d_model
+
+    @property
+    def d_mlp(self) -> int:
+        """Width of the MLP's hidden activations (of layer 0; a site's own width is `Site.width`)."""
+        return int(self.bridge.cfg.d_mlp or 4 * self.d_model)
+
+    @property
+    def d_vocab(self) -> int:
+        """Rows of the embedding; may exceed the tokenizer's vocabulary (Pythia pads it)."""
+        return self.bridge.cfg.d_vocab
+
+    @property
+    def n_ctx(self) -> int:
+        """The longest context the model was made for, in tokens."""
+        return self.bridge.cfg.n_ctx
+
+    @property
+    def architecture(self) -> str:
+        """Class name of the Hugging Face model, e.g. `GPT2LMHeadModel`."""
+        return type(self.bridge.original_model).__name__
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.bridge.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        # bridge.cfg.dtype can be wrong for a model that was loaded elsewhere; the parameters cannot.
+        return next(self.bridge.parameters()).dtype
+
+    @cached_property
+    def bos_token_id(self) -> int | None:
+        """The tokenizer's BOS, else its EOS (as GPT-2 and Pythia were trained), else the config's."""
+        config = getattr(self.bridge.original_model, "config", None)
+        for owner in (self.tokenizer, config):
+            for attribute in ("bos_token_id", "eos_token_id"):
+                token = getattr(owner, attribute, None)
+                if isinstance(token, int) and 0 <= token < self.d_vocab:
+                    return token
+        return None
+
+    @cached_property
+    def special_token_ids(self) -> tuple[int, ...]:
+        """BOS, EOS, padding and the like, sorted. Not the unknown token alone: it stands for text."""
+        if self.tokenizer is None:
+            return () if self.bos_token_id is None else (self.bos_token_id,)
+        names = set(self.tokenizer.all_special_tokens)
+        named = self.tokenizer.special_tokens_map
+        others = {token for role, token in named.items() if role != "unk_token" and isinstance(token, str)}
+        unknown = named.get("unk_token")
+        if unknown is not None and unknown not in others:
+            names.discard(unknown)
+        ids = {i for i in self.tokenizer.convert_tokens_to_ids(sorted(names)) if i is not None}
+        if self.bos_token_id is not None:
+            ids.add(self.bos_token_id)
+        return tuple(sorted(ids))
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str | None:
+        """Hash of everything that decides how text becomes tokens; None without a tokenizer."""
+        return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
+
+    def describe(self) -> dict[str, Any]:
+        """What a run writes down about its model: JSON-able, and equal exactly when it is the same model."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "revision": self.revision,
+            "architecture": self.architecture,
+            "n_layers": self.n_layers,
+            "d_model": self.d_model,
+            "d_mlp": self.d_mlp,
+            "d_vocab": self.d_vocab,
+            "n_ctx": self.n_ctx,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "parameters": parameter_count(self.bridge),
+            "bos_token_id": self.bos_token_id,
+            "tokenizer_fingerprint": self.tokenizer_fingerprint,
+            "weights_fingerprint": weights_fingerprint(self.bridge),
+        }
+
+
+def tokenizer_fingerprint(tokenizer: Any) -> str:
+    """32 hex digits over vocabulary, merges, normalisation and special tokens (not padding and truncation, which a
+    call can change)."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        content = json.loads(backend.to_str())
+        content = {key: value for key, value in content.items() if key not in ("padding", "truncation")}
+    else:
+        content = tokenizer.get_vocab()
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def refuse_processed(bridge: TransformerBridge) -> None:
+    """UserError for a bridge whose weights TransformerLens has folded or centred."""
+    if getattr(bridge, "_weights_processed", False):
+        raise UserError(
+            "The bridge's weights have been processed (folded and centred): boot it again, and call "
+            "enable_compatibility_mode only with no_processing=True, if at all."
+        )
