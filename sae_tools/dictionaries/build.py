@@ -13,7 +13,6 @@ from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.median import geometric_median
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
-from sae_tools.errors import UserError
 
 
 def build_dictionary(
@@ -33,17 +32,9 @@ def build_dictionary(
     Decoder rows start as random directions of norm 1. The encoder starts as their copy (`tied`), or, like the decoder's
     directions then, uniform within ±1/sqrt(dim) (`kaiming`, torch's default for a linear layer). b_enc starts at zero.
 
-    Raises UserError for k or aux_k above d_sae.
+    Raises UserError for k or aux_k above d_sae (see `TopKDictionary`).
     """
     d_sae, architecture = cfg.d_sae, cfg.architecture
-    if isinstance(architecture, TopKConfig):
-        for key in ("k", "aux_k"):
-            value = getattr(architecture, key)
-            if value is not None and value > d_sae:
-                raise UserError(
-                    f"architecture.{key} is {value}, but the dictionary has only d_sae = {d_sae} features; "
-                    f"architecture.{key} must be at most d_sae."
-                )
 
     def draw() -> Float[Tensor, "d_sae dim"]:
         if cfg.encoder_init == "tied":

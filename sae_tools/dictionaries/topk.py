@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_tools.dictionaries.base import Codes, Dictionary, StepOutput
 from sae_tools.dictionaries.sparse import Support, decode_at, encode_at
+from sae_tools.errors import UserError
 
 
 class TopKDictionary(Dictionary):
@@ -33,8 +34,13 @@ class TopKDictionary(Dictionary):
         aux_k: int | None = None,
         aux_coefficient: float = 1 / 32,
     ):
-        """aux_k: null is half of d_in, at most d_sae."""
+        """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
         super().__init__(encoder, b_enc, W_dec, b_dec)
+        for key, value in (("k", k), ("aux_k", aux_k)):
+            if value is not None and not 1 <= value <= self.d_sae:
+                raise UserError(
+                    f"architecture.{key} is {value}, but must be between 1 and d_sae = {self.d_sae}."
+                )
         self.k = k
         self.aux_k = min(self.d_sae, max(1, self.d_in // 2)) if aux_k is None else aux_k
         self.aux_coefficient = aux_coefficient

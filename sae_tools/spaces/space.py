@@ -9,6 +9,7 @@ of the final norm's scale, or that scale at each token.
 from __future__ import annotations
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -191,8 +192,8 @@ class Space:
     def from_state(tensors: dict[str, Tensor], meta: dict[str, Any]) -> Space:
         """The inverse of `state`. Raises UserError where something is missing or does not fit together."""
         try:
-            fields = dict(meta, site=Site(**meta["site"]))
-            space = Space(**fields, **tensors)
+            fields: dict[str, Any] = {**meta, "site": Site(**meta["site"]), **tensors}
+            space = Space(**fields)
             d_site, dim = space.mean.shape[0], int(space.dim)
             fits = (
                 space.centre.shape == (dim,)
@@ -200,6 +201,8 @@ class Space:
                 and (d_site == dim if space.matrix is None else space.matrix.shape == (d_site, dim))
                 and (space.inverse is None or space.inverse.shape == (dim, d_site))
                 and space.ln in ("none", "mean", "token")
+                and math.isfinite(space.scale)
+                and space.scale > 0
                 and (space.inverse_sigma is not None) == (space.ln == "mean")
             )
         except (TypeError, KeyError, AttributeError, IndexError) as error:

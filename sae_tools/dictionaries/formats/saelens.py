@@ -35,8 +35,8 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
 
     With z = x F + f and x̂ = ẑ B + b (`Space.affine`): W_dec' = W_dec B, b_dec' = b_dec B + b, W_enc' = F W_enc, and
     b_enc' takes up what is left of (z - b_dec) W_enc + b_enc when (x - b_dec') W_enc' is subtracted, so that
-    pre-activations are the same on every row. Features of a free decoder are rescaled to unit decoder norm in their own space first,
-    so activations always have that unit. space None: no change of coordinates.
+    pre-activations are the same on every row. Features of a free decoder are first rescaled to decoder norm 1 in their
+    own space, so activations always have that unit. space None: no change of coordinates.
     """
     W_enc, b_enc = dictionary.W_enc.double().cpu(), dictionary.b_enc.double().cpu()
     W_dec, b_dec = dictionary.W_dec.double().cpu(), dictionary.b_dec.double().cpu()
