@@ -275,11 +275,14 @@ class LMTokenizerConfig(Section):
 class LMTrainingConfig(Section):
     tokens: int = Field(default=10_000_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
-    """Contexts per step."""
+    """Contexts per step, each of one token more than the architecture's context_length (the last is only predicted)."""
     optimizer: Literal["adamw"] = "adamw"
     lr: float = Field(default=2e-3, gt=0)
+    decay_fraction: Fraction = 0.4
+    """Last share of the steps, over which the learning rate falls along half a cosine; before, it is constant, so that
+    a run can be resumed with more or fewer tokens. 1: the ordinary cosine schedule."""
     final_lr_fraction: Fraction = 0.05
-    """The cosine decay ends at this share of lr."""
+    """The decay ends at this share of lr."""
     betas: tuple[Beta, Beta] = (0.9, 0.95)
     weight_decay: float = Field(default=0.1, ge=0)
     """Applied to matrices only (not to biases, norms or embeddings)."""

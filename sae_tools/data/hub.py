@@ -1,0 +1,81 @@
+"""A dataset of the Hugging Face hub, streamed: the one source that touches the network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sae_tools.config import DataConfig
+from sae_tools.data.documents import Document, Split, split_of_document
+from sae_tools.data.files import document_of
+from sae_tools.errors import UserError
+
+
+class HubDocumentSource:
+    """The documents of one split of `hub:owner/name`, in the dataset's own order in every epoch.
+
+    The order is not shuffled here (a buffered shuffle of a streamed dataset cannot be resumed exactly): ContextStream
+    shuffles blocks of documents. The position is the dataset's own state. Same interface as DocumentSource.
+    """
+
+    def __init__(self, cfg: DataConfig, *, split: Split, seed: int, dataset: Any = None):
+        self.cfg = cfg
+        self.split: Split = split
+        self.seed = seed
+        self.name = str(cfg.source if isinstance(cfg.source, str) else cfg.source[0]).removeprefix("hub:")
+        self.skipped: set[str] = set()
+        self._dataset = self._open() if dataset is None else dataset
+        columns = getattr(self._dataset, "column_names", None)
+        column = cfg.token_column or cfg.text_column
+        if columns and column not in columns:
+            raise UserError(
+                f"hub:{self.name}: expected a column {column!r}, found {', '.join(map(repr, columns[:8]))}."
+            )
+        self._initial = self._dataset.state_dict()
+        self.start(0)
+
+    def _open(self) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.name, self.cfg.subset, split=self.cfg.split, streaming=True)
+        except Exception as error:  # whatever the hub, the network or the dataset's description raise
+            what = str(error).strip().splitlines()
+            raise UserError(
+                f"hub:{self.name}: cannot be opened ({what[0] if what else type(error).__name__})."
+            ) from error
+
+    def start(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._number = 0
+        self._dataset.load_state_dict(self._initial)
+        self._rows = iter(self._dataset)
+
+    def read(self) -> Document | None:
+        for row in self._rows:
+            key = f"{self.name}:{self._number}"
+            self._number += 1
+            document = document_of(row, key, f"hub:{key}", self.cfg.text_column, self.cfg.token_column)
+            if not isinstance(document, Document):
+                self.skipped.add(key)
+            elif split_of_document(document, self.cfg.heldout) == self.split:
+                return document
+        return None
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epoch": self.epoch, "number": self._number, "dataset": self._dataset.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epoch, self._number = state["epoch"], state["number"]
+        self._dataset.load_state_dict(state["dataset"])
+        self._rows = iter(self._dataset)
+
+    def fingerprint(self) -> dict[str, Any]:
+        info = getattr(self._dataset, "info", None)
+        version = getattr(info, "version", None)
+        return {
+            "source": f"hub:{self.name}",
+            "subset": self.cfg.subset,
+            "split": self.cfg.split,
+            "version": None if version is None else str(version),
+            "checksums": sorted(getattr(info, "download_checksums", None) or {}),
+        }
