@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import typer
 
 from sae_tools.cli.common import StopSignals
 
@@ -98,8 +100,13 @@ def test_help_of_the_commands_leaves_torch_out():
     commands = [path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common")]
     assert commands
     for command in commands:
-        done = subprocess.run(
-            [sys.executable, "-c", code, f"sae_tools.cli.{command}", "--help"], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        assert "Example" in done.stdout
+        app = typer.main.get_command(importlib.import_module(f"sae_tools.cli.{command}").app)
+        for words in [[], *([name] for name in getattr(app, "commands", {}))]:
+            done = subprocess.run(
+                [sys.executable, "-c", code, f"sae_tools.cli.{command}", *words, "--help"],
+                capture_output=True,
+                text=True,
+            )
+            assert done.returncode == 0, done.stderr
+            if words or not hasattr(app, "commands"):
+                assert "Example: sae-" in done.stdout
