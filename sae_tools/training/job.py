@@ -1,0 +1,155 @@
+"""A job put together: model, stream, buffer, and one trainee for every dictionary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sae_tools.activations.buffer import ShuffleBuffer
+from sae_tools.activations.harvest import Harvester, collect_rows
+from sae_tools.config import DictionaryConfig, JobConfig
+from sae_tools.data.stream import ContextStream
+from sae_tools.dictionaries import build_dictionary
+from sae_tools.errors import UserError
+from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.sites import Site, resolve_site
+from sae_tools.rows import Rows
+from sae_tools.runs.directory import RunDirectory
+from sae_tools.seeds import generator
+from sae_tools.spaces import build_space
+from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.schedule import total_steps
+from sae_tools.training.trainee import Trainee
+
+
+@dataclass
+class Job:
+    cfg: JobConfig
+    run: RunDirectory
+    model: LanguageModel
+    stream: ContextStream
+    buffer: ShuffleBuffer
+    trainees: list[Trainee]
+    metrics: MetricsWriter
+    device: torch.device
+    step: int = 0
+    """Steps completed."""
+    has_checkpoint: bool = False
+
+    @property
+    def steps(self) -> int:
+        return total_steps(self.cfg.training)
+
+    @property
+    def tokens(self) -> int:
+        """Rows trained on so far."""
+        return self.step * self.cfg.training.batch_size
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA where there is one. Raises UserError where it does not exist."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"training.device is '{name}', expected auto, cpu, cuda or cuda:N.") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"training.device is '{name}', but torch finds no CUDA device on this machine.")
+    return device
+
+
+def resolve_sites(cfg: JobConfig, model: LanguageModel) -> dict[str, Site]:
+    """The site of every dictionary, by dictionary name. Raises UserError for a site that the model does not have."""
+    return {name: resolve_site(model, dictionary.site) for name, dictionary in cfg.dictionaries.items()}
+
+
+def check_context_length(cfg: JobConfig, model: LanguageModel) -> None:
+    if cfg.data.context_length > model.n_ctx:
+        raise UserError(
+            f"data.context_length is {cfg.data.context_length}, but {model.name} reads at most {model.n_ctx} tokens."
+        )
+
+
+def open_model(
+    cfg: JobConfig, model: LanguageModel | None = None
+) -> tuple[torch.device, LanguageModel, dict[str, Site]]:
+    """(device, language model, site of every dictionary), with all that the configuration asks of them checked."""
+    if cfg.training.threads is not None:
+        torch.set_num_threads(cfg.training.threads)
+    device = pick_device(cfg.training.device)
+    if model is None:
+        model = load_model(cfg.model.name, revision=cfg.model.revision, dtype=cfg.model.dtype, device=device)
+    check_context_length(cfg, model)
+    return device, model, resolve_sites(cfg, model)
+
+
+def needs_scale(cfg: DictionaryConfig) -> bool:
+    """Whether training reads the final norm's scale at every token, which costs the whole forward pass."""
+    return cfg.space.kind == "logit_update" and cfg.space.ln == "token"
+
+
+def row_bytes(harvester: Harvester, itemsize: int) -> int:
+    """Bytes of one row with activations of that size: the sites, three numbers of context and the permutation's."""
+    return sum(site.width for site in harvester.sites) * itemsize + 4 * 8 + (4 if harvester.need_scale else 0)
+
+
+def open_stream(cfg: JobConfig, model: LanguageModel, seed: int | None = None) -> ContextStream:
+    """The training text from its beginning, in the order that the seed (the job's, if None) gives."""
+    return ContextStream(
+        cfg.data,
+        model.tokenizer,
+        split="train",
+        seed=cfg.seed if seed is None else seed,
+        batch=cfg.buffer.contexts_per_forward,
+        bos_token_id=model.bos_token_id,
+        vocabulary=model.d_vocab,
+    )
+
+
+def open_harvester(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> Harvester:
+    """Reads the sites in as little of the forward pass as the job's spaces allow."""
+    return Harvester(model, sites, cfg.rows, need_scale=any(needs_scale(d) for d in cfg.dictionaries.values()))
+
+
+def open_buffer(cfg: JobConfig, model: LanguageModel, sites: list[Site], stream: ContextStream) -> ShuffleBuffer:
+    """The buffer that turns the stream into batches of rows, on the CPU; nothing is read yet."""
+    return ShuffleBuffer(
+        stream,
+        open_harvester(cfg, model, sites),
+        rows=cfg.buffer.rows,
+        batch_size=cfg.training.batch_size,
+        seed=cfg.seed,
+        device="cpu",
+    )
+
+
+def estimation_rows(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> Rows:
+    """The first rows of the training text, from which centres, scales and initial biases are estimated.
+
+    They are read by a stream of their own, so training sees them too. The final norm's scale is read only where a
+    space asks for it: it costs the whole forward pass.
+    """
+    need_scale = any(d.space.kind == "logit_update" for d in cfg.dictionaries.values())
+    harvester = Harvester(model, sites, cfg.rows, need_scale=need_scale)
+    return collect_rows(open_stream(cfg, model), harvester, cfg.training.estimate_rows)
+
+
+def build_trainees(cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], device: torch.device) -> list[Trainee]:
+    """Fresh trainees: spaces, initial biases and variances estimated on the first rows of the text."""
+    sample = estimation_rows(cfg, model, list(sites.values()))
+    return [build_trainee(name, cfg, model, sites[name], sample, device) for name in cfg.dictionaries]
+
+
+def build_trainee(
+    name: str, cfg: JobConfig, model: LanguageModel, site: Site, sample: Rows, device: torch.device
+) -> Trainee:
+    dictionary_cfg = cfg.dictionaries[name]
+    space = build_space(dictionary_cfg.space, site, model, sample, cfg.seed)
+    z = space.read(sample)
+    dictionary = build_dictionary(
+        dictionary_cfg, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project
+    )
+    variance = (z - z.mean(0)).pow(2).sum(-1).mean()
+    return Trainee(name, site, dictionary_cfg, cfg.training, space.to(device), dictionary.to(device), variance)

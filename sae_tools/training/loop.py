@@ -1,0 +1,132 @@
+"""The story of a job's training: rows come, every dictionary takes a step, and what happened is written down."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+from sae_tools.config import ReLUConfig
+from sae_tools.training.checkpoint import save_checkpoint
+from sae_tools.training.guard import Guard, NonFiniteError
+from sae_tools.training.job import Job
+from sae_tools.training.resampling import resample_dead_features
+from sae_tools.training.schedule import evenly_spaced, learning_rate_factor
+from sae_tools.training.trainee import Trainee
+
+
+class Observer(Protocol):
+    """Where progress goes: a bar, lines, wandb."""
+
+    def update(self, tokens: int) -> None: ...
+
+    def record(self, record: dict) -> None: ...
+
+
+def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
+    """Train from `job.step` to the end; False if `should_stop()` ended it early (a checkpoint is then written).
+
+    Raises NonFiniteError, with the last good state saved, when a loss or gradient is not finite.
+    """
+    cfg, steps = job.cfg, job.steps
+    checkpoints = set(evenly_spaced(cfg.training.checkpoints, steps))
+    windows = {step: i for i, step in enumerate(evenly_spaced(cfg.tracking.density_windows, steps))}
+    guard = Guard(len(job.trainees), job.device)
+    clock = Clock()
+    if job.step == 0 and not job.has_checkpoint:
+        save_checkpoint(job)
+    while job.step < steps:
+        guard.before(job.step, job.buffer.state_dict())
+        rows = next(job.buffer).to(job.device)
+        clock.lap("harvest")
+        xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
+        proposals = [trainee.propose(x, job.step) for trainee, x in zip(job.trainees, xs, strict=True)]
+        guard.check(job.step, xs, proposals)
+        for trainee, proposal in zip(job.trainees, proposals, strict=True):
+            trainee.apply(proposal, job.step, steps, len(rows), guard.frozen)
+        job.step += 1
+        clock.lap("train")
+
+        resampling = [trainee for trainee in job.trainees if resamples_at(trainee, job.step)]
+        logs = job.step % cfg.tracking.log_every == 0 or job.step == steps
+        stops = should_stop() and job.step < steps
+        if not (logs or resampling or stops or job.step in windows or job.step in checkpoints):
+            observer.update(job.tokens)
+            continue
+        if (bad := guard.look()) is not None:
+            raise stop_at_bad_step(job, *bad)
+        for trainee in resampling:
+            resample_dead_features(job, trainee)
+        if job.step in windows:
+            for trainee in job.trainees:
+                trainee.density.close_window(job.run.density_file(trainee.name, windows[job.step]), job.tokens)
+        if logs:
+            record = log_record(job, clock)
+            job.metrics.write(record)
+            observer.record(record)
+        observer.update(job.tokens)
+        if job.step in checkpoints or stops:
+            save_checkpoint(job)
+            clock.lap("checkpoint")
+        if stops:
+            return False
+    return True
+
+
+def resamples_at(trainee: Trainee, step: int) -> bool:
+    architecture = trainee.cfg.architecture
+    return isinstance(architecture, ReLUConfig) and step in architecture.resample_at
+
+
+def log_record(job: Job, clock: Clock) -> dict:
+    """One line of metrics.jsonl: means over the steps since the last line. Only `time` differs between equal runs."""
+    record: dict = {"step": job.step, "tokens": job.tokens, "dictionaries": {}}
+    for trainee in job.trainees:
+        window = min(job.tokens, dead_window(trainee))
+        factor = learning_rate_factor(job.step - 1, job.steps, job.cfg.training)
+        record["dictionaries"][trainee.name] = {
+            **trainee.averages(),
+            "lr": trainee.base_lr * factor,
+            "dead": int(trainee.density.dead(job.tokens, window).sum()),
+            "dead_window_tokens": window,
+        }
+    record["time"] = clock.since_last_record()
+    return record
+
+
+def dead_window(trainee: Trainee) -> int:
+    """Tokens without a firing after which a feature is counted as dead in the metrics."""
+    architecture = trainee.cfg.architecture
+    if isinstance(architecture, ReLUConfig):
+        return architecture.resample_dead_steps * trainee.training.batch_size
+    return architecture.dead_after_tokens
+
+
+def stop_at_bad_step(job: Job, step: int, position: dict, which: int, bad_rows: bool) -> NonFiniteError:
+    """Save the state before the bad step (every parameter still is what it was then) and say what happened."""
+    trainee = job.trainees[which]
+    job.step = step
+    job.metrics.flush()
+    save_checkpoint(job, position=position)
+    what = "the activations" if bad_rows else "the loss or its gradient"
+    return NonFiniteError(
+        f"{what} became non-finite at step {step + 1} in dictionary '{trainee.name}' (site {trainee.site.name}); "
+        f"the state before that step is saved in {job.run.checkpoint(trainee.name, job.tokens)}."
+    )
+
+
+class Clock:
+    """Seconds by activity, and rows per second since the last record."""
+
+    def __init__(self) -> None:
+        self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, activity: str) -> None:
+        now = time.perf_counter()
+        self._seconds[activity] = self._seconds.get(activity, 0.0) + now - self._last
+        self._last = now
+
+    def since_last_record(self) -> dict[str, float]:
+        self.lap("record")
+        seconds, self._seconds = self._seconds, {}
+        return {"seconds": round(sum(seconds.values()), 4)} | {name: round(s, 4) for name, s in seconds.items()}

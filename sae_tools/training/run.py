@@ -1,0 +1,110 @@
+"""A job from its configuration to its figures: what `sae-train` does, callable from a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+
+from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
+from sae_tools.analysis.subject import Subject
+from sae_tools.analysis.table import LEGEND, fidelity_table
+from sae_tools.config import JobConfig
+from sae_tools.data.stream import ContextStream
+from sae_tools.models.load import LanguageModel
+from sae_tools.rows import Contexts
+from sae_tools.runs.directory import RunDirectory
+from sae_tools.tracking.metrics import read_metrics
+from sae_tools.training.job import Job
+from sae_tools.training.loop import train_job
+from sae_tools.training.observer import open_observer
+from sae_tools.training.start import resume_job, start_job
+
+
+def run_job(
+    cfg: JobConfig,
+    *,
+    resume: Path | None = None,
+    model: LanguageModel | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    console: Console | None = None,
+) -> RunDirectory:
+    """Train the job's dictionaries, measure them on held-out text, and return the run's directory.
+
+    resume: a run to continue; `cfg` must be its configuration. model: one in memory, instead of loading `cfg.model`.
+    should_stop: asked after every step; when it says yes, a checkpoint is written and training ends early.
+    Raises UserError for what the user can mend, NonFiniteError (one too) when the numbers blow up.
+    """
+    console = console or Console(stderr=True, soft_wrap=True)
+    job = start_job(cfg, model) if resume is None else resume_job(resume, cfg, model)
+    describe(job, console, resumed=resume is not None)
+    with open_observer(job, console) as observer:
+        finished = train_job(job, observer, should_stop)
+    if not finished:
+        console.print(f"Stopped after {job.tokens:,} tokens. To go on: sae-train --resume {job.run.path}")
+        return job.run
+    fidelity = evaluate(job, console)
+    report(job.run, fidelity, cfg, Console(soft_wrap=True))
+    return job.run
+
+
+def describe(job: Job, console: Console, resumed: bool) -> None:
+    """What is about to happen, in a few lines."""
+    buffer = job.buffer.describe()
+    verb = f"Resuming at {job.tokens:,} tokens" if resumed else "Training"
+    console.print(f"{verb}: {len(job.trainees)} dictionaries on {job.model.name} → {job.run.path}")
+    for trainee in job.trainees:
+        d, space = trainee.dictionary, trainee.space
+        console.print(
+            f"  {trainee.name}: {d.d_sae:,} features in {space.kind} ({space.dim} dimensions) at {trainee.site.name}"
+        )
+    console.print(f"  buffer: {buffer['rows']:,} rows, {buffer['bytes'] / 2**20:,.0f} MiB")
+
+
+def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
+    """Starts the job's held-out text from its beginning, in batches that the logits leave memory for."""
+    batch = contexts_per_batch(job.model, job.cfg.data.context_length)
+
+    def start() -> Iterator[Contexts]:
+        return ContextStream(
+            job.cfg.data,
+            job.model.tokenizer,
+            split="heldout",
+            seed=job.cfg.seed,
+            batch=batch,
+            epochs=1,
+            bos_token_id=job.model.bos_token_id,
+        )
+
+    return start
+
+
+def evaluate(job: Job, console: Console) -> dict:
+    """Held-out fidelity of every dictionary, written to analysis/fidelity.json."""
+    subjects = [Subject(t.name, t.site, t.space, t.dictionary) for t in job.trainees]
+    with console.status("Measuring on held-out text"):
+        fidelity = measure_fidelity(job.model, subjects, heldout_batches(job), job.cfg.rows, job.cfg.fidelity)
+    speed = tokens_per_second(job.run)
+    for entry in fidelity.values():
+        entry["training_tokens"] = job.tokens
+        entry["tokens_per_s"] = speed
+    job.run.write_analysis("fidelity.json", fidelity)
+    return fidelity
+
+
+def tokens_per_second(run: RunDirectory) -> float:
+    """Rows per second over the whole of training, harvest included, all dictionaries together."""
+    records = read_metrics(run.metrics)
+    seconds = sum(record["time"]["seconds"] for record in records)
+    return records[-1]["tokens"] / seconds if seconds else 0.0
+
+
+def report(run: RunDirectory, fidelity: dict, cfg: JobConfig, console: Console) -> None:
+    """The table and where everything is."""
+    console.print(fidelity_table(fidelity))
+    console.print(LEGEND.format(ultra=cfg.fidelity.ultra_rare_below, dense=cfg.fidelity.dense_above))
+    console.print(f"Run: {run.path}")
+    for name, entry in fidelity.items():
+        console.print(f"  {name}: {run.checkpoint(name, entry['training_tokens'])}")
+    console.print(f"  fidelity: {run.path / 'analysis' / 'fidelity.json'}")

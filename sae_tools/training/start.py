@@ -1,0 +1,116 @@
+"""How a job comes to its first step: assembled afresh, or continued from a run's newest checkpoint."""
+
+from __future__ import annotations
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_tools.config import JobConfig
+from sae_tools.config_loading import first_difference, load_config
+from sae_tools.dictionaries import build_dictionary
+from sae_tools.errors import UserError
+from sae_tools.models.load import LanguageModel
+from sae_tools.models.sites import Site
+from sae_tools.runs.directory import RunDirectory
+from sae_tools.runs.tensors import load_tensors
+from sae_tools.seeds import generator
+from sae_tools.spaces import Space
+from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.job import (
+    Job,
+    build_trainees,
+    open_buffer,
+    open_stream,
+)
+from sae_tools.training.trainee import Trainee
+
+NOT_COMPARED = ("name", "runs_dir", "provenance")
+"""Settings that say where a run is and what it was made from, not what it does."""
+
+
+def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
+    """A new run, before its first step.
+
+    What is wrong with the configuration is found before the run's folder is made. From then on it can be resumed.
+
+    model: one already in memory, instead of loading `cfg.model`.
+    Raises UserError for a site, layer or size that the model does not have and for data that cannot be read.
+    """
+    device, model, sites = open_model(cfg, model)
+    stream = open_stream(cfg, model)
+    cfg = cfg.model_copy(update={"provenance": provenance(model, stream.fingerprint())})
+    run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
+    run.write_config(cfg)
+    try:
+        trainees = build_trainees(cfg, model, sites, device)
+    except UserError:
+        run.remove_if_unused()
+        raise
+    buffer = open_buffer(cfg, model, list(sites.values()), stream)
+    return Job(cfg, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
+
+
+def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | None = None) -> Job:
+    """A run where its newest complete checkpoint left it; what was written past that checkpoint is dropped.
+
+    cfg: must equal the run's own, but for where the run is; None takes the run's.
+    Raises UserError if `path` is no run, or if its configuration, model or data are not those it was started with.
+    """
+    run = RunDirectory.open(path)
+    own = load_config(JobConfig, run.config)
+    if cfg is not None and (difference := first_difference(cfg, own, ignore=NOT_COMPARED)) is not None:
+        raise UserError(f"{run.path} cannot be resumed with this configuration: {difference}.")
+    device, model, sites = open_model(own, model)
+    stream = open_stream(own, model)
+    buffer = open_buffer(own, model, list(sites.values()), stream)
+    _check_provenance(run, own, provenance(model, stream.fingerprint()))
+    state = run.newest_checkpoint()
+    if state is None:
+        run.drop_after(tokens=-1)
+        trainees = build_trainees(own, model, sites, device)
+        return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
+    run.drop_after(tokens=state["tokens"])
+    trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
+    buffer.load_state_dict(state["data"])
+    metrics = MetricsWriter(run.metrics, resume_at=state["step"])
+    return Job(own, run, model, stream, buffer, trainees, metrics, device, step=state["step"], has_checkpoint=True)
+
+
+def provenance(model: LanguageModel, data_fingerprint: dict[str, Any]) -> dict[str, Any]:
+    """What a run was made from and with: the model, the data, the versions of what computes."""
+    packages = ("sae_tools", "torch", "transformer_lens", "transformers", "tokenizers", "datasets", "numpy")
+    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
+    return {"model": model.describe(), "data": data_fingerprint, "versions": versions}
+
+
+def _saved_trainee(
+    name: str, cfg: JobConfig, run: RunDirectory, tokens: int, site: Site, device: torch.device
+) -> Trainee:
+    folder = run.checkpoint(name, tokens)
+    space = Space.from_state(*load_tensors(folder / "space.safetensors"), site=site).to(device)
+    tensors, _ = load_tensors(folder / "trainer.safetensors")
+    dictionary = build_dictionary(cfg.dictionaries[name], space.dim, generator(cfg.seed, "dictionary", name)).to(device)
+    trainee = Trainee(name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"])
+    try:
+        trainee.load_tensors(tensors)
+    except (KeyError, RuntimeError) as error:
+        raise UserError(
+            f"{folder / 'trainer.safetensors'} does not hold the state of dictionary '{name}' as configured ({error})."
+        ) from None
+    return trainee
+
+
+def _check_provenance(run: RunDirectory, cfg: JobConfig, now: dict[str, Any]) -> None:
+    """The same model and the same text, or the resumed run would not be the same run."""
+    before = cfg.provenance or {}
+    for part, what in (("model", "language model"), ("data", "text")):
+        if before.get(part) != now[part]:
+            keys = [key for key in now[part] if (before.get(part) or {}).get(key) != now[part][key]]
+            raise UserError(
+                f"{run.path} cannot be resumed: its {what} is not the one that it was started with "
+                f"(different: {', '.join(keys) or part})."
+            )

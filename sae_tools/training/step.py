@@ -1,0 +1,54 @@
+"""The training step as a pure function: (parameters, rows) -> (loss, gradients, counts).
+
+The loop around it owns optimisers, devices and (later) ranks. Gradients are returned, not accumulated, so that they can
+be reduced, checked and clipped before anything is changed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_tools.dictionaries import Dictionary
+
+
+class Step(NamedTuple):
+    """What one batch says about one dictionary."""
+
+    loss: Float[Tensor, ""]
+    """The objective, averaged over rows."""
+    gradients: tuple[Tensor, ...]
+    """Of the loss, one for each of `dictionary.parameters()`, in that order."""
+    fired: Int[Tensor, " d_sae"]
+    """On how many of the rows each feature was > 0, int64."""
+    terms: dict[str, Float[Tensor, ""]]
+    """Parts of the loss and what goes with them: `squared_error` (summed over dimensions, mean over rows), `l0`, …"""
+
+
+def training_step(
+    dictionary: Dictionary,
+    x: Float[Tensor, "rows d_in"],
+    *,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    l1: float = 0.0,
+) -> Step:
+    """Loss, gradients and firing counts of `dictionary` on the rows `x` (in the dictionary's space).
+
+    dead: features that count as dead (for AuxK), or None to leave the auxiliary loss out.
+    l1: the coefficient of the L1 penalty at this step.
+    Reads the parameters and changes nothing.
+    """
+    out = dictionary.losses(x, dead=dead, l1=l1)
+    gradients = torch.autograd.grad(out.loss, list(dictionary.parameters()))
+    return Step(out.loss.detach(), gradients, out.fired, {name: term.detach() for name, term in out.terms.items()})
+
+
+def clip_factor(gradients: tuple[Tensor, ...], max_norm: float | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """(norm of all gradients together, factor that brings it down to `max_norm`, at most 1)."""
+    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
+    if max_norm is None:
+        return norm, torch.ones_like(norm)
+    return norm, (max_norm / (norm + 1e-12)).clamp(max=1.0)

@@ -1,0 +1,139 @@
+"""One dictionary in training: its space, its parameters, its optimiser and what is counted about it."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_tools.config import DictionaryConfig, ReLUConfig, TopKConfig, TrainingConfig
+from sae_tools.dictionaries import Dictionary, normalise_decoder_, remove_parallel_gradient_
+from sae_tools.models.sites import Site
+from sae_tools.rows import Rows
+from sae_tools.spaces import Space
+from sae_tools.tracking.density import DensityCounter
+from sae_tools.training.schedule import l1_factor, learning_rate_factor
+from sae_tools.training.step import Step, clip_factor, training_step
+
+
+class Trainee:
+    """A dictionary and everything that changes while it is trained.
+
+    An update has two halves: `propose` computes gradients and changes nothing; `apply` takes the step unless the job's
+    `frozen` flag is set. Between them the loop can see whether anything became non-finite, without asking the device.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        site: Site,
+        cfg: DictionaryConfig,
+        training: TrainingConfig,
+        space: Space,
+        dictionary: Dictionary,
+        variance: Float[Tensor, ""],
+    ):
+        """variance: mean squared distance of the space's rows from their mean, the denominator of the FVU logged."""
+        self.name = name
+        self.site = site
+        self.cfg = cfg
+        self.training = training
+        self.space = space
+        self.dictionary = dictionary
+        self.variance = variance.to(dictionary.b_dec.device)
+        self.base_lr = cfg.lr or training.lr
+        self.optimiser = torch.optim.Adam(
+            dictionary.parameters(), lr=self.base_lr, betas=training.adam_betas, eps=training.adam_eps, fused=True
+        )
+        self.density = DensityCounter(cfg.d_sae, device=dictionary.b_dec.device)
+        self.sums: dict[str, Tensor] = {}
+        """Sums over the steps since the last line of metrics, on the device."""
+
+    @property
+    def unit_decoder(self) -> bool:
+        architecture = self.cfg.architecture
+        return isinstance(architecture, TopKConfig) or architecture.form == "unit-norm"
+
+    def rows_in_space(self, rows: Rows) -> Float[Tensor, "rows d_in"]:
+        return self.space.read(rows)
+
+    def propose(self, x: Float[Tensor, "rows d_in"], step: int) -> Step:
+        """Gradients for the update that follows `step` completed ones."""
+        architecture = self.cfg.architecture
+        dead, l1 = None, 0.0
+        if isinstance(architecture, TopKConfig):
+            tokens = step * self.training.batch_size
+            if architecture.aux_coefficient > 0 and tokens >= architecture.dead_after_tokens:
+                dead = self.density.dead(tokens, architecture.dead_after_tokens)
+        elif isinstance(architecture, ReLUConfig):
+            l1 = architecture.l1 * l1_factor(step, architecture.l1_warmup_steps)
+        return training_step(self.dictionary, x, dead=dead, l1=l1)
+
+    @torch.no_grad()
+    def apply(self, proposal: Step, step: int, steps: int, n_rows: int, frozen: Float[Tensor, ""]) -> None:
+        """Clip, step, keep the decoder's rows at norm 1 and count, all of it a no-op where `frozen` is 1.
+
+        The flag stays on the device: Adam takes it as `found_inf`, the hook that gradient scaling uses.
+        """
+        for parameter, gradient in zip(self.dictionary.parameters(), proposal.gradients, strict=True):
+            parameter.grad = gradient
+        if self.unit_decoder:
+            remove_parallel_gradient_(self.dictionary)
+        norm, factor = clip_factor(tuple(p.grad for p in self.dictionary.parameters()), self.training.clip_norm)  # type: ignore[misc]
+        if self.training.clip_norm is not None:
+            torch._foreach_mul_([p.grad for p in self.dictionary.parameters()], factor)
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.base_lr * learning_rate_factor(step, steps, self.training)
+        self.optimiser.grad_scale, self.optimiser.found_inf = None, frozen  # type: ignore[attr-defined]
+        self.optimiser.step()
+        for parameter in self.dictionary.parameters():
+            parameter.grad = None
+        if self.unit_decoder:
+            normalise_decoder_(self.dictionary)
+        live = 1 - frozen
+        self.density.update(proposal.fired * live.to(proposal.fired.dtype), n_rows)
+        terms = {"steps": torch.ones_like(norm), "loss": proposal.loss, "gradient_norm": norm, **proposal.terms}
+        for name, value in terms.items():
+            counted = torch.where(frozen > 0, torch.zeros_like(value), value)
+            self.sums[name] = self.sums[name] + counted if name in self.sums else counted
+
+    def averages(self) -> dict[str, float]:
+        """Means over the steps since the last call, in one transfer; starts a new average."""
+        names = list(self.sums)
+        if not names:
+            return {}
+        values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist(), strict=True))
+        self.sums = {}
+        steps = values.pop("steps")
+        result = {name: value / steps for name, value in values.items()}
+        result["fvu"] = result["squared_error"] / self.variance.item()
+        return result
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a resumed run needs beyond the space and the configuration."""
+        state = {f"parameter.{name}": p.detach() for name, p in self.dictionary.named_parameters()}
+        for name, parameter in self.dictionary.named_parameters():
+            for key, value in self.optimiser.state.get(parameter, {}).items():
+                state[f"adam.{name}.{key}"] = value
+        state |= {f"density.{name}": value for name, value in self.density.state().items()}
+        state |= {f"sums.{name}": value for name, value in self.sums.items()}
+        state["variance"] = self.variance
+        return {name: value.contiguous() for name, value in state.items()}
+
+    @torch.no_grad()
+    def load_tensors(self, state: dict[str, Tensor]) -> None:
+        """The inverse of `tensors`."""
+        for name, parameter in self.dictionary.named_parameters():
+            parameter.copy_(state[f"parameter.{name}"])
+            prefix = f"adam.{name}."
+            self.optimiser.state[parameter] = {
+                key.removeprefix(prefix): value.to(parameter.device).clone()
+                for key, value in state.items()
+                if key.startswith(prefix)
+            }
+            if not self.optimiser.state[parameter]:
+                del self.optimiser.state[parameter]
+        self.density.load_state({k.removeprefix("density."): v for k, v in state.items() if k.startswith("density.")})
+        device = self.dictionary.b_dec.device
+        self.sums = {k.removeprefix("sums."): v.to(device) for k, v in state.items() if k.startswith("sums.")}
+        self.variance = state["variance"].to(device)
