@@ -101,7 +101,7 @@ class RunDirectory:
 
     @contextmanager
     def checkpoint_writer(self, dictionary: str, tokens: int) -> Iterator[Path]:
-        """Yield a folder to fill, which then is the dictionary's checkpoint at `tokens`; complete only once committed."""
+        """Yield a folder to fill, which becomes the dictionary's checkpoint at `tokens`; complete once committed."""
         checkpoints.uncommit(self.path, tokens)
         with atomic.creating_folder(self.checkpoint(dictionary, tokens)) as folder:
             yield folder

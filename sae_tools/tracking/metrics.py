@@ -19,30 +19,30 @@ class MetricsWriter:
     """Appends lines to metrics.jsonl."""
 
     def __init__(self, path: Path, resume_at: int | None = None):
-        """resume_at: keep the lines up to this step, drop later ones and a last line that was torn; None: keep all.
+        """resume_at: keep the lines up to this step; None: all. A last line that was torn is dropped in any case.
 
-        Raises UserError where the file cannot be written.
+        Raises UserError where the file cannot be written, or holds something else.
         """
         self.path = path
-        if resume_at is not None and path.exists():
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= resume_at]
+        if path.exists():
+            lines = _whole_lines(path)
+            kept = [line for line in lines if resume_at is None or json.loads(line)["step"] <= resume_at]
             atomic.write_bytes(path, b"".join(line + b"\n" for line in kept))
         try:
-            self._file = open(path, "ab")  # noqa: SIM115 (open as long as the run)
+            self._file = open(path, "ab", buffering=0)  # noqa: SIM115 (open as long as the run)
         except OSError as error:
             raise UserError(f"{path} cannot be written ({error.strerror}).") from None
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line. Numbers that are not finite become null, which is what JSON has for them."""
-        line = json.dumps(_finite(record), separators=(",", ":"), allow_nan=False)
+        line = json.dumps(_finite(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with atomic.space_on_device_for(self.path):
-            self._file.write(line.encode() + b"\n")
-            self._file.flush()
+            while line:
+                line = line[self._file.write(line) :]
 
     def flush(self) -> None:
         """Force all lines to disk; done before a checkpoint that relies on them."""
         with atomic.space_on_device_for(self.path):
-            self._file.flush()
             os.fsync(self._file.fileno())
 
     def close(self) -> None:

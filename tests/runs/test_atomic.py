@@ -2,57 +2,17 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 from pathlib import Path
 
 import pytest
 
 from sae_tools.errors import UserError
 from sae_tools.runs import atomic
-
-
-class Killed(BaseException):
-    """Stands in for SIGKILL: from the n-th file operation on, nothing reaches the disk any more."""
-
-
-@pytest.fixture
-def kill_before(monkeypatch):
-    """kill_before(n): raise Killed at the n-th file operation from now and at every later one."""
-    count = {"left": -1}
-
-    def patch(module, name):
-        real = getattr(module, name)
-
-        def operation(*args, **kwargs):
-            if count["left"] == 0:
-                raise Killed
-            count["left"] -= 1
-            return real(*args, **kwargs)
-
-        monkeypatch.setattr(module, name, operation)
-
-    for name in ("replace", "rename", "mkdir", "fsync", "unlink", "rmdir", "open"):
-        patch(os, name)
-    patch(shutil, "rmtree")
-    return lambda n: count.update(left=n)
+from tests.runs.killing import Killed, killed_at_each_operation
 
 
 def visible(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir() if not p.name.startswith(atomic.TEMPORARY))
-
-
-def killed_at_each_operation(kill_before, act) -> int:
-    """Run `act(n)` once for every n, killing it at its n-th file operation, until it survives; returns how often."""
-    for n in range(100):
-        kill_before(n)
-        try:
-            act(n)
-        except Killed:
-            kill_before(-1)
-            continue
-        kill_before(-1)
-        return n
-    raise AssertionError("it never ended")
 
 
 def test_a_file_is_old_or_new_wherever_the_process_is_killed(tmp_path, kill_before):
