@@ -16,6 +16,7 @@ Every dictionary of a job is measured on the same tokens. Definitions, all over 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -51,8 +52,9 @@ MEAN_TOKENS = 16_384
 """Held-out tokens over which the mean for mean ablation is taken."""
 
 
-def contexts_per_batch(model: LanguageModel, context_length: int) -> int:
-    return max(1, LOGIT_BYTES // (4 * model.d_vocab * context_length))
+def contexts_per_batch(model: LanguageModel, context_length: int, tokens: int) -> int:
+    """As many contexts as the bound on logits allows, and no more than `tokens` tokens need."""
+    return max(1, min(LOGIT_BYTES // (4 * model.d_vocab * context_length), math.ceil(tokens / context_length), 64))
 
 
 @dataclass

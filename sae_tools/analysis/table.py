@@ -2,46 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from rich.table import Table
 
-CLASSES = ("dead", "ultra-\nrare", "dense")
+PER_TABLE = 4
+"""Dictionaries side by side; more of them make more tables, so that 80 columns suffice."""
 
 
-def fidelity_table(fidelity: dict[str, dict[str, Any]]) -> Table:
-    """One row per dictionary; FVU columns for every space that any of them is measured in."""
+def fidelity_tables(fidelity: dict[str, dict[str, Any]]) -> Iterator[Table]:
+    """A column per dictionary; FVU rows for every space that any of them is measured in."""
+    names = list(fidelity)
     spaces = list(dict.fromkeys(space for entry in fidelity.values() for space in entry["fvu"]))
-    some = next(iter(fidelity.values()))
-    table = Table(title=f"Fidelity on {some['tokens']:,} held-out tokens", title_justify="left", pad_edge=False)
-    table.add_column("dictionary")
-    table.add_column("L0", justify="right")
+    for start in range(0, len(names), PER_TABLE):
+        part = {name: fidelity[name] for name in names[start : start + PER_TABLE]}
+        tokens = next(iter(part.values()))["tokens"]
+        table = Table(title=f"On {tokens:,} held-out tokens", title_justify="left", pad_edge=False)
+        table.add_column("", no_wrap=True)
+        for name in part:
+            table.add_column(name, justify="right", overflow="fold")
+        for label, show in rows(spaces):
+            table.add_row(label, *(show(entry) for entry in part.values()))
+        yield table
+
+
+def rows(spaces: list[str]) -> Iterator[tuple[str, Callable[[dict[str, Any]], str]]]:
+    """(label, entry → text) of every line."""
+    yield "features", lambda e: f"{e['d_sae']:,}"
+    yield "L0", lambda e: f"{e['l0']:.1f}"
     for space in spaces:
-        table.add_column(f"FVU in\n{space}", justify="right")
-    headings = (
-        "CE recovered\nmean | zero",
-        "ablation costs\nmean | zero",
-        "KL",
-        "dead",
-        "ultra-\nrare",
-        "dense",
-        "tokens/s",
-    )
-    for heading in headings:
-        table.add_column(heading, justify="right")
-    for name, entry in fidelity.items():
-        fvu = entry["fvu"]
-        table.add_row(
-            name,
-            f"{entry['l0']:.1f}",
-            *(f"{fvu[space]:.3f}" if space in fvu else "–" for space in spaces),
-            f"{entry['ce_recovered']['mean']:.3f} | {entry['ce_recovered']['zero']:.3f}",
-            f"{entry['ablation_cost']['mean']:.3f} | {entry['ablation_cost']['zero']:.3f}",
-            f"{entry['kl']:.4f}",
-            *(f"{entry[key]:,}" for key in ("dead", "ultra_rare", "dense")),
-            f"{entry['tokens_per_s']:,.0f}" if entry.get("tokens_per_s") else "–",
-        )
-    return table
+        yield f"FVU in {space}", lambda e, space=space: f"{e['fvu'][space]:.4f}" if space in e["fvu"] else "–"
+    for baseline in ("mean", "zero"):
+        yield f"CE recovered, {baseline} ablation", lambda e, b=baseline: f"{e['ce_recovered'][b]:.4f}"
+    for baseline in ("mean", "zero"):
+        yield f"{baseline} ablation costs (nats)", lambda e, b=baseline: f"{e['ablation_cost'][b]:.4f}"
+    yield "KL of the splice (nats)", lambda e: f"{e['kl']:.4f}"
+    for key in ("dead", "ultra_rare", "dense"):
+        yield key.replace("_", "-"), lambda e, key=key: f"{e[key]:,}"
+    yield "training tokens", lambda e: f"{e['training_tokens']:,}"
+    yield "tokens/s (whole job)", lambda e: f"{e['tokens_per_s']:,.0f}"
 
 
 LEGEND = (

@@ -33,4 +33,4 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
     l1 = architecture.l1 * l1_factor(job.step, architecture.l1_warmup_steps)
     losses = torch.cat([trainee.dictionary.row_losses(part, l1=l1) for part in inputs.split(4096)])
     done = resample_(trainee.dictionary, trainee.optimiser, dead, inputs, losses, generator(job.cfg.seed, *names))
-    trainee.density.event(job.tokens, "resample", done.features.tolist())
+    trainee.density.event("resampled", done.features, job.tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -9,11 +10,12 @@ from rich.console import Console
 
 from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
 from sae_tools.analysis.subject import Subject
-from sae_tools.analysis.table import LEGEND, fidelity_table
+from sae_tools.analysis.table import LEGEND, fidelity_tables
 from sae_tools.config import JobConfig
 from sae_tools.data.stream import ContextStream
 from sae_tools.models.load import LanguageModel
 from sae_tools.rows import Contexts
+from sae_tools.runs import atomic
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.tracking.metrics import read_metrics
 from sae_tools.training.job import Job
@@ -64,7 +66,7 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
 
 def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
     """Starts the job's held-out text from its beginning, in batches that the logits leave memory for."""
-    batch = contexts_per_batch(job.model, job.cfg.data.context_length)
+    batch = contexts_per_batch(job.model, job.cfg.data.context_length, job.cfg.fidelity.tokens)
 
     def start() -> Iterator[Contexts]:
         return ContextStream(
@@ -89,7 +91,8 @@ def evaluate(job: Job, console: Console) -> dict:
     for entry in fidelity.values():
         entry["training_tokens"] = job.tokens
         entry["tokens_per_s"] = speed
-    job.run.write_analysis("fidelity.json", fidelity)
+    job.run.analysis.mkdir(exist_ok=True)
+    atomic.write_text(job.run.analysis / "fidelity.json", json.dumps(fidelity, indent=1) + "\n")
     return fidelity
 
 
@@ -102,7 +105,8 @@ def tokens_per_second(run: RunDirectory) -> float:
 
 def report(run: RunDirectory, fidelity: dict, cfg: JobConfig, console: Console) -> None:
     """The table and where everything is."""
-    console.print(fidelity_table(fidelity))
+    for table in fidelity_tables(fidelity):
+        console.print(table)
     console.print(LEGEND.format(ultra=cfg.fidelity.ultra_rare_below, dense=cfg.fidelity.dense_above))
     console.print(f"Run: {run.path}")
     for name, entry in fidelity.items():

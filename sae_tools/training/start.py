@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sae_tools.config import JobConfig
-from sae_tools.config_loading import first_difference, load_config
+from sae_tools.config_loading import config_differences, load_config
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
@@ -24,6 +24,7 @@ from sae_tools.training.job import (
     Job,
     build_trainees,
     open_buffer,
+    open_model,
     open_stream,
 )
 from sae_tools.training.trainee import Trainee
@@ -62,18 +63,17 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     """
     run = RunDirectory.open(path)
     own = load_config(JobConfig, run.config)
-    if cfg is not None and (difference := first_difference(cfg, own, ignore=NOT_COMPARED)) is not None:
-        raise UserError(f"{run.path} cannot be resumed with this configuration: {difference}.")
+    if cfg is not None:
+        _check_same(run, cfg, own)
     device, model, sites = open_model(own, model)
     stream = open_stream(own, model)
     buffer = open_buffer(own, model, list(sites.values()), stream)
-    _check_provenance(run, own, provenance(model, stream.fingerprint()))
+    _check_provenance(run, own.provenance or {}, provenance(model, stream.fingerprint()))
     state = run.newest_checkpoint()
+    run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
-        run.drop_after(tokens=-1)
         trainees = build_trainees(own, model, sites, device)
         return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
-    run.drop_after(tokens=state["tokens"])
     trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
     buffer.load_state_dict(state["data"])
     metrics = MetricsWriter(run.metrics, resume_at=state["step"])
@@ -91,9 +91,10 @@ def _saved_trainee(
     name: str, cfg: JobConfig, run: RunDirectory, tokens: int, site: Site, device: torch.device
 ) -> Trainee:
     folder = run.checkpoint(name, tokens)
-    space = Space.from_state(*load_tensors(folder / "space.safetensors"), site=site).to(device)
+    space = Space.from_state(*load_tensors(folder / "space.safetensors")).to(device)
     tensors, _ = load_tensors(folder / "trainer.safetensors")
-    dictionary = build_dictionary(cfg.dictionaries[name], space.dim, generator(cfg.seed, "dictionary", name)).to(device)
+    fresh = cfg.dictionaries[name].model_copy(update={"b_dec_init": "zero"})  # every parameter is overwritten below
+    dictionary = build_dictionary(fresh, space.dim, generator(cfg.seed, "dictionary", name)).to(device)
     trainee = Trainee(name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"])
     try:
         trainee.load_tensors(tensors)
@@ -104,9 +105,16 @@ def _saved_trainee(
     return trainee
 
 
-def _check_provenance(run: RunDirectory, cfg: JobConfig, now: dict[str, Any]) -> None:
+def _check_same(run: RunDirectory, cfg: JobConfig, own: JobConfig) -> None:
+    for key, (given, saved) in config_differences(cfg, own).items():
+        if key.split(".")[0] not in NOT_COMPARED:
+            raise UserError(
+                f"{run.path} cannot be resumed with another configuration: {key} is {given}, but the run has {saved}."
+            )
+
+
+def _check_provenance(run: RunDirectory, before: dict[str, Any], now: dict[str, Any]) -> None:
     """The same model and the same text, or the resumed run would not be the same run."""
-    before = cfg.provenance or {}
     for part, what in (("model", "language model"), ("data", "text")):
         if before.get(part) != now[part]:
             keys = [key for key in now[part] if (before.get(part) or {}).get(key) != now[part][key]]

@@ -90,8 +90,8 @@ class Trainee:
             parameter.grad = None
         if self.unit_decoder:
             normalise_decoder_(self.dictionary)
-        live = 1 - frozen
-        self.density.update(proposal.fired * live.to(proposal.fired.dtype), n_rows)
+        live = (1 - frozen).long()
+        self.density.update(proposal.fired * live, n_rows * live)
         terms = {"steps": torch.ones_like(norm), "loss": proposal.loss, "gradient_norm": norm, **proposal.terms}
         for name, value in terms.items():
             counted = torch.where(frozen > 0, torch.zeros_like(value), value)
