@@ -23,6 +23,10 @@ from sae_tools.errors import UserError
 TEMPORARY = ".tmp-"
 
 
+class NoSpaceError(UserError):
+    """The disk, or the user's share of it, is full."""
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Put `content` at `path`, replacing what is there. Raises UserError where no space is left."""
     with replacing(path) as temporary:
@@ -123,13 +127,13 @@ def remove_leftovers(folder: Path) -> list[Path]:
 
 @contextmanager
 def space_on_device_for(path: Path) -> Iterator[None]:
-    """Turn "no space left", from Python or from safetensors, into a UserError that names `path`."""
+    """Turn "no space left", from Python or from safetensors, into a UserError that names `path`, not what is in it."""
     try:
         yield
     except Exception as error:
-        if isinstance(error, UserError) or _error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
+        if not isinstance(error, NoSpaceError) and _error_number(error) not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise UserError(
+        raise NoSpaceError(
             f"no space left on device while writing {path}; nothing already written is lost, "
             "so make room and continue with --resume."
         ) from None

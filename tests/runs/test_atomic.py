@@ -86,6 +86,9 @@ def test_a_full_disk_is_one_sentence_and_loses_nothing(tmp_path, error):
     with pytest.raises(UserError, match="no space left"), atomic.creating_folder(tmp_path / "b") as folder:
         (folder / "half").write_text("")
         raise error
+    with pytest.raises(UserError, match=r"while writing .*/b;"), atomic.creating_folder(tmp_path / "b") as folder:
+        with atomic.replacing(folder / "inner"):
+            raise error
     assert os.listdir(tmp_path) == ["a"]
 
 
