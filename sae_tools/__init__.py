@@ -14,16 +14,30 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.config import JobConfig as JobConfig
     from sae_tools.config import LMConfig as LMConfig
     from sae_tools.config_loading import load_config as load_config
+    from sae_tools.dictionaries import Dictionary as Dictionary
     from sae_tools.errors import UserError as UserError
+    from sae_tools.models.load import LanguageModel as LanguageModel
+    from sae_tools.models.load import load_model as load_model
+    from sae_tools.rows import Contexts as Contexts
+    from sae_tools.rows import Rows as Rows
+    from sae_tools.spaces import Space as Space
+    from sae_tools.training.run import run_job as run_job
 
 _HOME = {
+    "Contexts": "sae_tools.rows",
+    "Dictionary": "sae_tools.dictionaries",
     "JobConfig": "sae_tools.config",
     "LMConfig": "sae_tools.config",
+    "LanguageModel": "sae_tools.models.load",
+    "Rows": "sae_tools.rows",
+    "Space": "sae_tools.spaces",
     "UserError": "sae_tools.errors",
     "load_config": "sae_tools.config_loading",
+    "load_model": "sae_tools.models.load",
+    "run_job": "sae_tools.training.run",
 }
 
-__all__ = ["__version__", *sorted(_HOME)]  # pyright: ignore[reportUnsupportedDunderAll]
+__all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:
