@@ -40,9 +40,11 @@ def train(
 
     keep_freed_memory()
     if dry_run:
+        from rich.console import Console
+
         from sae_tools.training.estimate import estimate_job
 
-        print(estimate_job(cfg).render())
+        Console().print(estimate_job(cfg).render())
         return
 
     from sae_tools.training.run import run_job
