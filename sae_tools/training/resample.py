@@ -40,6 +40,59 @@ def selection_probabilities(losses: Float[Tensor, " rows"]) -> Float[Tensor, " r
     return weights / weights.sum()
 
 
+def draw_rows(
+    losses: Float[Tensor, " rows"],
+    lengths: Float[Tensor, " rows"],
+    count: int,
+    generator: torch.Generator,
+    *,
+    replacement: bool = True,
+) -> Int[Tensor, " count"]:
+    """`count` rows with probability proportional to the squared loss, on the CPU.
+
+    losses: of each row (`Dictionary.row_losses`), at most 2^24. lengths: of each row's vector: one without a direction,
+    or anything not finite, is never drawn. replacement: whether a row may be drawn twice; without it, rows with zero
+    loss are drawn once the others run out. Raises ValueError if there are too few rows.
+    """
+    usable = torch.isfinite(losses) & torch.isfinite(lengths) & (lengths > 0)
+    if int(usable.sum()) < (1 if replacement else count):
+        raise ValueError("too few rows with a finite loss and a direction to resample from")
+    weights = selection_probabilities(torch.where(usable, losses, 0.0)).cpu()
+    if not replacement:  # rows of zero loss only come after all others
+        weights = torch.where(usable.cpu(), weights.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
+    return torch.multinomial(weights, count, replacement, generator=generator)
+
+
+@torch.no_grad()
+def restart_features_(
+    dictionary: Dictionary,
+    optimiser: torch.optim.Optimizer | None,
+    dead: Bool[Tensor, " d_sae"],
+    vectors: Float[Tensor, "resampled d_in"],
+) -> float:
+    """Start every dead feature again from its vector, in place; returns the norm of their new encoder rows.
+
+    The decoder row becomes the vector divided by its norm; the encoder row has the same direction and 0.2 times the
+    mean norm of the alive features' encoder rows (of all, if none is alive); b_enc becomes 0. Adam's moments of exactly
+    these parameters are set to zero; its step count, one per tensor, stays.
+    """
+    features = dead.nonzero().squeeze(1)
+    alive = dictionary.encoder[~dead] if not bool(dead.all()) else dictionary.encoder
+    norm = ENCODER_SCALE * alive.norm(dim=-1).mean()
+    if features.numel() == 0:
+        return float(norm)
+    unit = vectors / vectors.norm(dim=-1, keepdim=True)
+    dictionary.W_dec[features] = unit.to(dictionary.W_dec.dtype)
+    dictionary.encoder[features] = (norm * unit).to(dictionary.encoder.dtype)
+    dictionary.b_enc[features] = 0
+    if optimiser is not None:
+        for parameter in (dictionary.encoder, dictionary.W_dec, dictionary.b_enc):
+            for value in optimiser.state.get(parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    value[features] = 0
+    return float(norm)
+
+
 @torch.no_grad()
 def resample_(
     dictionary: Dictionary,
@@ -52,39 +105,15 @@ def resample_(
     subtract_b_dec: bool = False,
     replacement: bool = True,
 ) -> Resampled:
-    """Start every dead feature again, in place.
-
-    inputs, losses: rows of the dictionary's space and the current loss of each (`Dictionary.row_losses`), at most 2^24.
-    Each dead feature draws one row with probability proportional to the squared loss. Its decoder row becomes that
-    input divided by its norm; its encoder row has the same direction and 0.2 times the mean norm of the alive features'
-    encoder rows (of all, if none is alive); its b_enc becomes 0. Adam's moments of exactly these parameters are set to
-    zero; its step count, one per tensor, stays.
+    """Both steps on inputs in memory: draw a row for every dead feature, and start it again from there.
 
     subtract_b_dec: take the direction of x - b_dec, what the encoder sees, in place of x; the text says "the input
-    vector", so that is the default. replacement: whether two features may draw the same row; without it, rows with
-    zero loss are drawn once the others run out.
+    vector", so that is the default.
     """
     features = dead.nonzero().squeeze(1)
-    alive = dictionary.encoder[~dead] if not bool(dead.all()) else dictionary.encoder
-    norm = ENCODER_SCALE * alive.norm(dim=-1).mean()
-    if features.numel() == 0:
-        return Resampled(features, features, float(norm))
     directions = inputs - dictionary.b_dec if subtract_b_dec else inputs
-    lengths = directions.norm(dim=-1)
-    usable = torch.isfinite(losses) & torch.isfinite(lengths) & (lengths > 0)  # a zero vector has no direction
-    if int(usable.sum()) < (1 if replacement else features.numel()):
-        raise ValueError("too few rows with a finite loss and a direction to resample from")
-    weights = selection_probabilities(torch.where(usable, losses, 0.0)).cpu()
-    if not replacement:  # rows of zero loss only come after all others
-        weights = torch.where(usable.cpu(), weights.clamp_min(torch.finfo(torch.float64).tiny), 0.0)
-    rows = torch.multinomial(weights, features.numel(), replacement, generator=generator).to(features.device)
-    unit = directions[rows] / lengths[rows].unsqueeze(1)
-    dictionary.W_dec[features] = unit.to(dictionary.W_dec.dtype)
-    dictionary.encoder[features] = (norm * unit).to(dictionary.encoder.dtype)
-    dictionary.b_enc[features] = 0
-    if optimiser is not None:
-        for parameter in (dictionary.encoder, dictionary.W_dec, dictionary.b_enc):
-            for value in optimiser.state.get(parameter, {}).values():
-                if isinstance(value, Tensor) and value.shape == parameter.shape:
-                    value[features] = 0
-    return Resampled(features, rows, float(norm))
+    rows = features.new_empty(0)
+    if features.numel():
+        lengths = directions.norm(dim=-1)
+        rows = draw_rows(losses, lengths, features.numel(), generator, replacement=replacement).to(features.device)
+    return Resampled(features, rows, restart_features_(dictionary, optimiser, dead, directions[rows]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
-from sae_tools.activations.harvest import collect_rows
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from sae_tools.config import ReLUConfig
 from sae_tools.seeds import derived_seed, generator
 from sae_tools.training.job import Job, open_harvester, open_stream
-from sae_tools.training.resample import resample_
+from sae_tools.training.resample import draw_rows, restart_features_
 from sae_tools.training.schedule import l1_factor
 from sae_tools.training.trainee import Trainee
 
@@ -18,19 +21,45 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
     """Start again the features of one dictionary that fired in none of the last `resample_dead_steps` steps.
 
     The inputs they start from are a random subset of the training text: the first `resample_inputs` rows of a pass over
-    it in an order of its own, drawn anew at every resampling. What was resampled becomes an event of the density
+    it in an order of its own, drawn anew at every resampling. The pass is made twice, once for the losses and once for
+    the few inputs drawn, since all of them may not fit in memory. What was resampled becomes an event of the density
     history.
     """
     architecture = trainee.cfg.architecture
     assert isinstance(architecture, ReLUConfig)
     dead = trainee.density.dead(job.tokens, architecture.resample_dead_steps * trainee.training.batch_size)
-    if not bool(dead.any()):
+    count = int(dead.sum())
+    if count == 0:
         return
-    names = ("resample", trainee.name, job.step)
-    stream = open_stream(job.cfg, job.model, seed=derived_seed(job.cfg.seed, *names))
-    rows = collect_rows(stream, open_harvester(job.cfg, job.model, [trainee.site]), architecture.resample_inputs)
-    inputs = trainee.rows_in_space(rows.to(job.device))
     l1 = architecture.l1 * l1_factor(job.step, architecture.l1_warmup_steps)
-    losses = torch.cat([trainee.dictionary.row_losses(part, l1=l1) for part in inputs.split(4096)])
-    done = resample_(trainee.dictionary, trainee.optimiser, dead, inputs, losses, generator(job.cfg.seed, *names))
-    trainee.density.event("resampled", done.features, job.tokens)
+    losses, lengths = [], []
+    for x in subset(job, trainee):
+        losses.append(trainee.dictionary.row_losses(x, l1=l1))
+        lengths.append(x.norm(dim=-1))
+    random = generator(job.cfg.seed, "resample", trainee.name, job.step)
+    drawn = draw_rows(torch.cat(losses), torch.cat(lengths), count, random)
+    restart_features_(trainee.dictionary, trainee.optimiser, dead, pick(subset(job, trainee), drawn))
+    trainee.density.event("resampled", dead.nonzero().squeeze(1), job.tokens)
+
+
+def subset(job: Job, trainee: Trainee) -> Iterator[Float[Tensor, "rows d_in"]]:
+    """The random subset of the training text, piece by piece, in the trainee's space; the same every time."""
+    assert isinstance(trainee.cfg.architecture, ReLUConfig)
+    stream = open_stream(job.cfg, job.model, seed=derived_seed(job.cfg.seed, "resample", trainee.name, job.step))
+    harvester = open_harvester(job.cfg, job.model, [trainee.site])
+    left = trainee.cfg.architecture.resample_inputs
+    while left > 0:
+        rows = harvester.harvest(next(stream))[:left]
+        left -= len(rows)
+        yield trainee.rows_in_space(rows.to(job.device))
+
+
+def pick(parts: Iterator[Float[Tensor, "rows d"]], index: Tensor) -> Float[Tensor, "picked d"]:
+    """The rows numbered `index`, in that order, of the parts put together."""
+    picked: dict[int, Tensor] = {}
+    wanted, start = set(index.tolist()), 0
+    for part in parts:
+        for row in wanted & set(range(start, start + len(part))):
+            picked[row] = part[row - start].clone()
+        start += len(part)
+    return torch.stack([picked[row] for row in index.tolist()])
