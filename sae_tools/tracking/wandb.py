@@ -17,14 +17,13 @@ class WandbTracker:
     values. A failure to start is a UserError; afterwards wandb retries by itself, and training does not wait for it.
     """
 
-    def __init__(
-        self, mode: Literal["offline", "online"], project: str, run: Path, config: dict[str, Any], resume: bool = False
-    ):
+    def __init__(self, mode: Literal["offline", "online"], project: str, run: Path, config: dict[str, Any]):
         import wandb  # slow to import, and off for most
 
         id_file = run / "state" / "wandb.json"
         id_file.parent.mkdir(exist_ok=True)
-        if not (resume and id_file.exists()):
+        resume = id_file.exists()
+        if not resume:
             atomic.write_json(id_file, {"id": secrets.token_hex(4)})
         try:
             self._run = wandb.init(

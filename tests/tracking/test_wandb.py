@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -46,8 +47,9 @@ def fake(monkeypatch):
 
 
 def test_a_resumed_run_keeps_its_id_and_a_new_one_gets_another(tmp_path, fake):
-    for resume in (False, True, False):
-        with WandbTracker("online", "p", tmp_path, {"seed": 1}, resume=resume) as tracker:
+    for name in ("a", "a", "b"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        with WandbTracker("online", "p", tmp_path / name, {"seed": 1}) as tracker:
             tracker.record({"tokens": 5, "dictionaries": {"up": {"fvu": 0.5}}})
             tracker.update(5)
             assert tracker._run.logged == [{"tokens": 5, "up/fvu": 0.5}]
@@ -55,7 +57,7 @@ def test_a_resumed_run_keeps_its_id_and_a_new_one_gets_another(tmp_path, fake):
     first, resumed, new = (call["id"] for call in fake)
     assert first == resumed != new
     assert [call["resume"] for call in fake] == [None, "allow", None]
-    assert fake[0]["dir"] == str(tmp_path) and fake[0]["config"] == {"seed": 1} and fake[0]["mode"] == "online"
+    assert fake[0]["dir"] == str(tmp_path / "a") and fake[0]["config"] == {"seed": 1} and fake[0]["mode"] == "online"
 
 
 def test_a_run_that_fails_is_marked_as_failed(tmp_path, fake):
@@ -77,4 +79,8 @@ def test_offline_for_real(tmp_path, monkeypatch):
         tracker.record({"step": 1, "tokens": 10, "dictionaries": {"up": {"fvu": 0.123456}}})
     (file,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     assert atomic.read_json(tmp_path / "state" / "wandb.json")["id"] in file.name
-    assert b"up/fvu" in file.read_bytes() and b"0.123456" in file.read_bytes()
+    waited = 0.0  # its background process writes after we have finished
+    while not (b"up/fvu" in file.read_bytes() and b"0.123456" in file.read_bytes()):
+        time.sleep(0.1)
+        waited += 0.1
+        assert waited < 30
