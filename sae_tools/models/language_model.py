@@ -82,19 +82,16 @@ class LanguageModel:
 
     @cached_property
     def special_token_ids(self) -> tuple[int, ...]:
-        """BOS, EOS, padding and the like, sorted. Not the unknown token alone: it stands for text."""
+        """BOS, EOS, padding and whatever else the tokenizer marks as special, sorted; not a token that is only the
+        unknown one, which stands for text."""
         if self.tokenizer is None:
             return () if self.bos_token_id is None else (self.bos_token_id,)
-        names = set(self.tokenizer.all_special_tokens)
-        named = self.tokenizer.special_tokens_map
-        others = {token for role, token in named.items() if role != "unk_token" and isinstance(token, str)}
-        unknown = named.get("unk_token")
-        if unknown is not None and unknown not in others:
-            names.discard(unknown)
-        ids = {i for i in self.tokenizer.convert_tokens_to_ids(sorted(names)) if i is not None}
-        if self.bos_token_id is not None:
-            ids.add(self.bos_token_id)
-        return tuple(sorted(ids))
+        ids = set(self.tokenizer.all_special_ids)
+        ids |= {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        ids.discard(getattr(self.tokenizer, "unk_token_id", None))
+        roles = ("bos_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "cls_token_id", "mask_token_id")
+        ids |= {getattr(self.tokenizer, role, None) for role in roles} | {self.bos_token_id}
+        return tuple(sorted(i for i in ids if i is not None))
 
     @cached_property
     def tokenizer_fingerprint(self) -> str | None:
@@ -102,7 +99,7 @@ class LanguageModel:
         return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
 
     def describe(self) -> dict[str, Any]:
-        """What a run writes down about its model: JSON-able, and equal exactly when it is the same model."""
+        """What a run writes down about its model, JSON-able. The two fingerprints tell whether it is still the same."""
         return {
             "name": self.name,
             "kind": self.kind,

@@ -124,7 +124,15 @@ def test_bos_falls_back_to_eos(folder: Path):
     path.write_text(json.dumps(settings))
     model = load_model(folder)
     assert model.bos_token_id == EOS
-    assert model.special_token_ids == (EOS, PAD)
+    assert model.special_token_ids == (BOS, EOS, PAD)  # tokenizer.json still marks the first as special
+
+
+def test_tokens_marked_special_count_whatever_their_role(folder: Path):
+    model = load_model(folder)
+    assert model.tokenizer is not None
+    model.tokenizer.add_tokens(["<turn>"], special_tokens=True)
+    model.tokenizer.add_tokens(["word"])
+    assert model.special_token_ids == (BOS, EOS, PAD, 259)
 
 
 def test_the_unknown_token_is_text(shared: Path):
