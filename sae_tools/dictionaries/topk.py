@@ -38,9 +38,7 @@ class TopKDictionary(Dictionary):
         super().__init__(encoder, b_enc, W_dec, b_dec)
         for key, value in (("k", k), ("aux_k", aux_k)):
             if value is not None and not 1 <= value <= self.d_sae:
-                raise UserError(
-                    f"architecture.{key} is {value}, but must be between 1 and d_sae = {self.d_sae}."
-                )
+                raise UserError(f"architecture.{key} is {value}, but must be between 1 and d_sae = {self.d_sae}.")
         self.k = k
         self.aux_k = min(self.d_sae, max(1, self.d_in // 2)) if aux_k is None else aux_k
         self.aux_coefficient = aux_coefficient

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_tools.config import SpaceConfig
 from sae_tools.errors import UserError
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.language_model import LanguageModel
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.seeds import generator
@@ -33,7 +33,6 @@ def build_space(
     site: Site,
     model: LanguageModel,
     sample: Rows,
-    seed: int = 0,
     *,
     root: Root | None = None,
     dtype: torch.dtype = torch.float32,
@@ -42,7 +41,7 @@ def build_space(
 
     sample: rows with the site's activations, and for `logit_update` the final norm's scale. The centre, the scalar
     scale and the mean of 1/σ are estimated on its rows at positions >= 1; all estimates are made in float64.
-    seed: the job's; no choice here depends on it (the rotation has a seed of its own, `cfg.rotation`).
+    cfg.rotation is a seed of its own: jobs of several seeds share one rotation.
     root: the model's `logit_root`, where it is known already.
 
     - ln `mean`: 1/σ̄ is the plain mean of 1/σ_t over tokens: the least-squares constant for u/σ_t where ‖u‖ and σ_t are

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.models.load import LanguageModel
+from sae_tools.errors import UserError
+from sae_tools.models.language_model import LanguageModel
 from sae_tools.models.mlp import mlp_output_map
 from sae_tools.models.sites import Site
 from sae_tools.spaces.root import Root, logit_root
@@ -26,7 +27,8 @@ def site_chain(site: Site, model: LanguageModel, *, root: Root | None = None) ->
 
     `mlp_acts`: the hidden activations h; `resid_update`: u = h W_out + b_out; `logit_update`: u A / σ with the scale at
     the very token, whatever space the dictionary was trained in, so that squared lengths are those of the centred
-    logits along the direct path (final norm frozen). A `resid_*` site has only `resid`.
+    logits along the direct path (final norm frozen). A `resid_*` site has only `resid`, and where no single matrix
+    leads to the residual stream (Gemma-2, mixtures of experts) `mlp_acts` has only itself.
     root: the model's `logit_root`, where it is known already.
     """
     if site.kind not in ("mlp_acts", "mlp_out", "attn_out"):
@@ -37,8 +39,11 @@ def site_chain(site: Site, model: LanguageModel, *, root: Root | None = None) ->
         return x
 
     if site.kind == "mlp_acts":
-        W_out, b_out = (t.detach() for t in mlp_output_map(model, site.layer))
         chain["mlp_acts"] = lambda x, scale: x
+        try:
+            W_out, b_out = mlp_output_map(model, site.layer)
+        except UserError:
+            return chain
 
         def update(x: Tensor) -> Tensor:
             return x @ W_out.to(x) + b_out.to(x)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm, unembed
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.language_model import LanguageModel
 
 RELATIVE_CUTOFF = 1e-12
 """Eigenvalues of G below this share of the largest count as zero (double precision leaves about 1e-15 d there)."""

@@ -146,7 +146,7 @@ def build_trainee(
     name: str, cfg: JobConfig, model: LanguageModel, site: Site, sample: Rows, device: torch.device
 ) -> Trainee:
     dictionary_cfg = cfg.dictionaries[name]
-    space = build_space(dictionary_cfg.space, site, model, sample, cfg.seed)
+    space = build_space(dictionary_cfg.space, site, model, sample)
     z = space.read(sample)
     dictionary = build_dictionary(
         dictionary_cfg, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project

@@ -25,15 +25,6 @@ class Resampled(NamedTuple):
     """The norm that their encoder rows were given."""
 
 
-def dead_features(last_fired: Int[Tensor, " d_sae"], step: int, window: int) -> Bool[Tensor, " d_sae"]:
-    """Features that fired in none of the `window` steps up to and including `step`.
-
-    last_fired: the number (from 1) of the last step in which each fired; 0 for never. No feature is dead before
-    step `window`.
-    """
-    return (last_fired <= step - window) & (step >= window)
-
-
 def selection_probabilities(losses: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Proportional to the squared loss of each row, float64."""
     weights = (losses.double() / losses.double().max().clamp_min(torch.finfo(torch.float64).tiny)).square()

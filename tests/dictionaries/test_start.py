@@ -120,6 +120,8 @@ def test_geometric_median_where_it_is_known() -> None:
     assert geometric_median(obtuse, max_iterations=5000).norm() < 1e-3
     shared = torch.cat([torch.ones(60, 4), torch.randn(40, 4, generator=g)])
     assert torch.allclose(geometric_median(shared), torch.ones(4), atol=1e-3)
+    at_a_row = torch.tensor([[0.0, 0], [1, 1], [1, -2], [-2, 1]])  # the mean, a row, and the median are one point
+    assert torch.equal(geometric_median(at_a_row), torch.zeros(2))
     assert torch.equal(geometric_median(torch.full((7, 3), 2.5)), torch.full((3,), 2.5))
 
 

@@ -54,7 +54,7 @@ def check_model(model: LanguageModel) -> None:
     ids = torch.arange(len(scale))
     rows = Rows({f"mlp_out@{layer}": one[out]}, ids, ids % 24, ids, scale)
     space = build_space(
-        SpaceConfig(kind="logit_update", ln="token"), resolve_site(model, f"mlp_out@{layer}"), model, rows, 0
+        SpaceConfig(kind="logit_update", ln="token"), resolve_site(model, f"mlp_out@{layer}"), model, rows
     )
     z = space.read(rows) * space.scale
     assert (z - a.float()).norm() < 1e-5 * a.norm()
@@ -68,6 +68,12 @@ def test_chain_equals_the_model(kind: str) -> None:
 
 def test_chain_equals_a_real_model(shared: Path) -> None:
     check_model(load_model(str(shared / "models" / "stories260K")))
+
+
+def test_activations_map_nowhere_through_a_norm() -> None:
+    model = load_model(str(tiny_model("gemma2")))
+    assert list(site_chain(resolve_site(model, "mlp_acts@1"), model)) == ["mlp_acts"]
+    assert list(site_chain(resolve_site(model, "mlp_out@1"), model)) == ["resid_update", "logit_update"]
 
 
 def test_streams_map_nowhere() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_tools.dictionaries import Dictionary, ReLUDictionary
 from sae_tools.seeds import generator
-from sae_tools.training.resample import dead_features, resample_, selection_probabilities
+from sae_tools.training.resample import resample_, selection_probabilities
 
 
 def trained(seed: int = 0, d: int = 8, d_sae: int = 30) -> tuple[Dictionary, torch.optim.Adam, Tensor]:
@@ -23,13 +23,6 @@ def trained(seed: int = 0, d: int = 8, d_sae: int = 30) -> tuple[Dictionary, tor
         dictionary.losses(x, l1=0.1).loss.backward()
         optimiser.step()
     return dictionary, optimiser, x
-
-
-def test_dead_is_silent_for_the_whole_window() -> None:
-    last_fired = torch.tensor([0, 1, 50, 51, 99, 100])
-    assert dead_features(last_fired, step=100, window=50).tolist() == [True, True, True, False, False, False]
-    assert dead_features(last_fired, step=49, window=50).tolist() == [False] * 6  # too early to tell
-    assert dead_features(torch.zeros(2), step=50, window=50).tolist() == [True, True]
 
 
 def test_probability_is_the_squared_loss() -> None:

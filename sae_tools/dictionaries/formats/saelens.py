@@ -7,7 +7,6 @@ the same activations, and reconstructs what `Space.lift` makes of our reconstruc
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
 from sae_tools.errors import UserError
+from sae_tools.runs.atomic import replacing, write_text
 from sae_tools.spaces.space import Space
 
 SAE_LENS_VERSION = "6.54.12"
@@ -54,7 +54,7 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
 
 
 def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metadata: dict[str, Any]) -> None:
-    """Write the folder `path` (made if it is missing; existing files are replaced).
+    """Write the folder `path` (made if it is missing; existing files are replaced). UserError where no space is left.
 
     metadata: JSON-able, goes into cfg.json's `metadata` as it is; give `model_name`, `context_size` and `prepend_bos`,
     which SAELens's activation store asks for, and whatever else is known (`tokens`, …).
@@ -97,9 +97,9 @@ def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metad
         "reshape_activations": "none",
         "metadata": {**metadata, **known},
     }
-    _replace(path / WEIGHTS, lambda temporary: save_file(tensors, temporary))
-    text = json.dumps(cfg, indent=2, allow_nan=False) + "\n"
-    _replace(path / CFG, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    with replacing(path / WEIGHTS) as temporary:
+        save_file(tensors, temporary)
+    write_text(path / CFG, json.dumps(cfg, indent=2, allow_nan=False) + "\n")
 
 
 def _describe(dictionary: Dictionary) -> dict[str, Any]:
@@ -112,18 +112,6 @@ def _describe(dictionary: Dictionary) -> dict[str, Any]:
         }
     assert isinstance(dictionary, ReLUDictionary)
     return {"kind": "relu", "form": dictionary.form}
-
-
-def _replace(path: Path, write: Any) -> None:
-    """Write beside, flush to disk, rename: the file is whole or not there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write(temporary)
-        with open(temporary, "rb+") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load_saelens(path: str | Path, *, fold_decoder_norm: bool | None = None) -> tuple[Dictionary, dict[str, Any]]:
@@ -220,7 +208,8 @@ def _read_weights(path: Path, cfg: dict[str, Any]) -> dict[str, Tensor]:
                 found = list(file.get_slice(name).get_shape())
                 if found != shape:
                     raise UserError(f"{path}: {name} has shape {found}, and {CFG} says {shape}.")
-            tensors = {name: file.get_tensor(name) for name in shapes}
+            # Copies: the file's own pages would be gone if somebody truncated it under us.
+            tensors = {name: file.get_tensor(name).clone() for name in shapes}
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{path} is truncated or no safetensors file ({str(error)[:100]}).") from None
     except OSError as error:

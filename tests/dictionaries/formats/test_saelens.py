@@ -57,7 +57,7 @@ def synthetic(kind: str, **settings: Any) -> tuple[Space, Rows]:
     rows = Rows({site.name: x}, ids, 1 + ids % 30, ids, 1 + torch.rand(2000, generator=g))
     root = root_of(gram(torch.randn(d, 60, generator=g), 1 + 0.3 * torch.randn(d, generator=g), True))
     cfg = SpaceConfig(kind=kind, **settings)  # type: ignore[arg-type]
-    return build_space(cfg, site, None, rows, 0, root=root), rows  # type: ignore[arg-type]
+    return build_space(cfg, site, None, rows, root=root), rows  # type: ignore[arg-type]
 
 
 def agrees_with_saelens(dictionary: Dictionary, space: Space, folder: Path, rows: Rows) -> None:
@@ -159,40 +159,47 @@ def test_real_activations(shared: Path, tmp_path: Path) -> None:
         site = resolve_site(model, name)
         rows = real_rows(model, tokens, site)[:8192]
         assert len(rows) == 8192
-        space = build_space(SpaceConfig(kind=kind), site, model, rows, 0)  # type: ignore[arg-type]
+        space = build_space(SpaceConfig(kind=kind), site, model, rows)  # type: ignore[arg-type]
         cfg = DictionaryConfig(site=name, architecture=TopKConfig(k=16), d_sae=256)
         dictionary = trained(cfg, space, rows, steps=60)
         export_saelens(dictionary, space, tmp_path / kind, METADATA)
         agrees_with_saelens(dictionary, space, tmp_path / kind, rows)
 
 
-def saelens_topk(folder: Path, rescale: bool) -> Any:
+def saelens_trained_topk(rescale: bool) -> Any:
     cfg = sae_lens.TopKTrainingSAEConfig(d_in=8, d_sae=32, k=4, rescale_acts_by_decoder_norm=rescale)
     return sae_lens.TopKTrainingSAE(cfg), "save_inference_model"
 
 
-def saelens_standard(folder: Path, subtract: bool) -> Any:
-    cfg = sae_lens.StandardSAEConfig(d_in=8, d_sae=32, apply_b_dec_to_input=subtract)
-    return sae_lens.StandardSAE(cfg), "save_model"
+def saelens_topk(rescale: bool) -> Any:
+    return sae_lens.TopKSAE(
+        sae_lens.TopKSAEConfig(d_in=8, d_sae=32, k=4, rescale_acts_by_decoder_norm=rescale)
+    ), "save_model"
 
 
-@pytest.mark.parametrize("make", [saelens_topk, saelens_standard])
+def saelens_standard(subtract: bool) -> Any:
+    return sae_lens.StandardSAE(
+        sae_lens.StandardSAEConfig(d_in=8, d_sae=32, apply_b_dec_to_input=subtract)
+    ), "save_model"
+
+
+@pytest.mark.parametrize("make", [saelens_trained_topk, saelens_topk, saelens_standard])
 @pytest.mark.parametrize("option", [True, False])
 def test_what_saelens_writes_is_read(make: Any, option: bool, tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
-    theirs, save = make(tmp_path, option)
+    theirs, save = make(option)
     with torch.no_grad():
         for parameter in theirs.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=g))
     getattr(theirs, save)(str(tmp_path))
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
     ours, metadata = load_saelens(tmp_path)
-    assert isinstance(ours, TopKDictionary if make is saelens_topk else ReLUDictionary)
+    assert isinstance(ours, ReLUDictionary if make is saelens_standard else TopKDictionary)
     assert metadata["sae_lens_version"] and (metadata["d_in"], metadata["d_sae"]) == (8, 32)
     x = torch.randn(100, 8, generator=g)
     with torch.no_grad():
         f, f_theirs = ours.encode(x), theirs.encode(x)
-        assert (f - f_theirs * (1 if make is saelens_topk else theirs.W_dec.norm(dim=-1))).norm() < 1e-5 * f.norm()
+        assert (f - f_theirs * (theirs.W_dec.norm(dim=-1) if make is saelens_standard else 1)).norm() < 1e-5 * f.norm()
         assert (ours(x) - theirs(x)).norm() < 1e-5 * x.norm()
     if make is saelens_standard:
         assert (ours.W_dec.norm(dim=-1) - 1).abs().max() < 1e-5  # folded: activations have a unit
