@@ -314,3 +314,20 @@ class LMConfig(Section):
     training: LMTrainingConfig = LMTrainingConfig()
     provenance: dict[str, Any] | None = None
     """Written by the run, not by you: what the data and the versions were. A new run writes its own."""
+
+
+class LMEvaluationConfig(Section):
+    """What `sae-lm evaluate` measures."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    """Its held-out part is what the loss is measured on."""
+    tokens: int = Field(default=200_000, ge=1)
+    """Held-out tokens (fewer where there are fewer)."""
+    ngrams: bool = True
+    """Count n-gram models on the training part, to compare with."""
+    ngram_source: str | list[str] | None = None
+    """Source whose training part the n-grams are counted on; null: `data.source`."""
+    batch_size: int = Field(default=16, ge=1)
+    """Contexts in one forward pass."""
+    device: str = "auto"

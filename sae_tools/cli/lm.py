@@ -11,6 +11,8 @@ from sae_tools.cli.common import INTERRUPTED, StopSignals, run_command
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, no_args_is_help=True)
 
+OVERRIDES_HELP = "Settings as key.path=value."
+
 
 @app.callback()
 def lm() -> None:
@@ -20,9 +22,7 @@ def lm() -> None:
 @app.command(epilog="Example: sae-lm train configs/lm-bundled.yaml training.tokens=200_000 name=first-try")
 def train(
     config: Annotated[Path | None, typer.Argument(help="A language model in YAML (configs/lm-*.yaml).")] = None,
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Settings as key.path=value.", metavar="[KEY=VALUE]…")
-    ] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, metavar="[KEY=VALUE]…")] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue this run from its last saved state.")] = None,
 ) -> None:
     """Train a language model from scratch; its checkpoints are Hugging Face folders."""
@@ -43,11 +43,36 @@ def train(
 
     keep_freed_memory()
     with StopSignals() as stop:
-        run, finished = train_lm(cfg, resume, stop.requested)
-    if not finished:
-        print(f"Stopped after step {run.step} of {run.steps}; to continue: sae-lm train --resume {run.folder}")
+        run = train_lm(cfg, resume=resume, should_stop=stop.requested)
+    if not run.finished:
+        print(f"Stopped after {run.tokens:,} tokens. To go on: sae-lm train --resume {run.folder}")
         raise typer.Exit(INTERRUPTED)
-    print(f"{run.folder}: {run.tokens:,} tokens in {run.steps:,} steps; checkpoints in {run.folder / 'checkpoints'}")
+    print(f"{run.tokens:,} tokens in {run.steps:,} steps; the model is {run.checkpoint()}")
+
+
+@app.command(epilog="Example: sae-lm evaluate bundled data.source=python-stdlib tokens=50_000 ngrams=false")
+def evaluate(
+    model: Annotated[str, typer.Argument(help="`bundled`, a Hugging Face folder, or a hub name.")],
+    overrides: Annotated[list[str] | None, typer.Argument(help=OVERRIDES_HELP, metavar="[KEY=VALUE]…")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Held-out loss of MODEL, beside n-gram models counted on the training part of the same text."""
+    from sae_tools.config import LMEvaluationConfig
+    from sae_tools.config_loading import parse_config
+
+    cfg = parse_config(LMEvaluationConfig, "", "sae-lm evaluate", [f"model.name={model}", *(overrides or [])])
+
+    from sae_tools.lm.evaluate import describe, evaluate_lm
+    from sae_tools.memory import keep_freed_memory
+
+    keep_freed_memory()
+    result = evaluate_lm(cfg)
+    if json_:
+        import json
+
+        print(json.dumps(result))
+    else:
+        print(describe(result))
 
 
 def main() -> None:

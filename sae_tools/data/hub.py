@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from sae_tools.config import DataConfig
@@ -47,11 +48,11 @@ class HubDocumentSource:
     def start(self, epoch: int) -> None:
         self.epoch = epoch
         self._number = 0
-        self._dataset.load_state_dict(self._initial)
-        self._rows = iter(self._dataset)
+        self._go_to(self._initial)
 
     def read(self) -> Document | None:
         for row in self._rows:
+            self._loaded = None
             key = f"{self.name}:{self._number}"
             self._number += 1
             document = document_of(row, key, f"hub:{key}", self.cfg.text_column, self.cfg.token_column)
@@ -62,11 +63,17 @@ class HubDocumentSource:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epoch": self.epoch, "number": self._number, "dataset": self._dataset.state_dict()}
+        # Between load_state_dict and the first row, the dataset still reports where it was before.
+        dataset = self._dataset.state_dict() if self._loaded is None else self._loaded
+        return {"epoch": self.epoch, "number": self._number, "dataset": dataset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epoch, self._number = state["epoch"], state["number"]
-        self._dataset.load_state_dict(state["dataset"])
+        self._go_to(state["dataset"])
+
+    def _go_to(self, state: dict[str, Any]) -> None:
+        self._loaded: dict[str, Any] | None = copy.deepcopy(state)
+        self._dataset.load_state_dict(copy.deepcopy(state))
         self._rows = iter(self._dataset)
 
     def fingerprint(self) -> dict[str, Any]:
