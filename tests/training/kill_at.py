@@ -1,9 +1,9 @@
-"""Runs `sae-train` in this process and kills it, by SIGKILL, at the n-th call of something. Not a test itself.
+"""Runs `sae-train` in this process and sends it a signal at the n-th call of something. Not a test itself.
 
-    python kill_at.py harvest|step|write N ARGUMENTS…
+    python kill_at.py harvest|step|write|signal-NUMBER N ARGUMENTS…
 
-harvest: a forward pass of the language model for the buffer. step: a training step. write: any rename of a finished
-file or folder into its place.
+harvest: SIGKILL at a forward pass of the language model. step: SIGKILL at a dictionary's training step. write: SIGKILL
+at any rename of a finished file or folder into its place. signal-NUMBER: that signal at a dictionary's training step.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import signal
 import sys
 
 
-def dying(function, n: int):
+def dying(function, n: int, number: int = signal.SIGKILL):
     calls = 0
 
     def wrapper(*args, **kwargs):
         nonlocal calls
         calls += 1
         if calls == n:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(os.getpid(), number)
         return function(*args, **kwargs)
 
     return wrapper
@@ -32,10 +32,11 @@ def main() -> None:
         from sae_tools.activations.harvest import Harvester
 
         Harvester.harvest = dying(Harvester.harvest, int(n))
-    elif where == "step":
+    elif where == "step" or where.startswith("signal-"):
         from sae_tools.training import trainee
 
-        trainee.training_step = dying(trainee.training_step, int(n))
+        number = signal.SIGKILL if where == "step" else int(where.removeprefix("signal-"))
+        trainee.training_step = dying(trainee.training_step, int(n), number)
     elif where == "write":
         os.rename, os.replace = dying(os.rename, int(n)), dying(os.replace, int(n))
     else:
