@@ -276,7 +276,8 @@ class LMTrainingConfig(Section):
     tokens: int = Field(default=10_000_000, ge=1)
     batch_size: int = Field(default=16, ge=1)
     """Contexts per step, each of one token more than the architecture's context_length (the last is only predicted)."""
-    optimizer: Literal["adamw"] = "adamw"
+    optimizer: str = "adamw"
+    """`adamw`, or one that a study has registered (lm/optimisers.py)."""
     lr: float = Field(default=2e-3, gt=0)
     decay_fraction: Fraction = 0.4
     """Last share of the steps, over which the learning rate falls along half a cosine; before, it is constant, so that
@@ -309,6 +310,7 @@ class LMConfig(Section):
     runs_dir: str = "runs"
     seed: int = Field(default=0, ge=0, lt=2**31)
     data: DataConfig = DataConfig()
+    """Its context_length is not used here: contexts are as long as the architecture reads."""
     architecture: LMArchitectureConfig = LMArchitectureConfig()
     tokenizer: LMTokenizerConfig = LMTokenizerConfig()
     training: LMTrainingConfig = LMTrainingConfig()

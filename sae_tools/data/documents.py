@@ -8,7 +8,7 @@ then shuffles blocks of documents). A position is therefore three small numbers:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -39,9 +39,12 @@ class Skipped:
 class Shard(Protocol):
     """A part of a corpus that is read from its beginning."""
 
-    key: str
-    decided: Split | None
-    """The split of the whole shard where its key decides it; None: every document decides by its text."""
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def decided(self) -> Split | None:
+        """The split of the whole shard where its key decides it; None: every document decides by its text."""
 
     def documents(self) -> Iterator[Document | Skipped]: ...
 
@@ -49,7 +52,8 @@ class Shard(Protocol):
 class Corpus(Protocol):
     """What a data source names."""
 
-    shards: list[Shard]
+    @property
+    def shards(self) -> Sequence[Shard]: ...
 
     def fingerprint(self) -> dict[str, Any]: ...
 
@@ -70,11 +74,36 @@ def split_of_document(document: Document, heldout: float) -> Split:
     return split_of(" ".join(map(str, document.tokens or ())), heldout)
 
 
-class DocumentSource:
-    """The documents of one split, epoch by epoch.
+class DocumentSource(Protocol):
+    """The documents of one split, epoch by epoch."""
 
-    `read()` returns the next document, or None when the epoch is over; `start(epoch)` begins one. The training part
-    comes in a seeded order, different in every epoch; the held-out part always in the same order, by hash.
+    split: Split
+    epoch: int
+    skipped: set[str]
+    """Keys of what could not be read so far."""
+
+    def start(self, epoch: int) -> None:
+        """Goes to the beginning of an epoch."""
+
+    def read(self) -> Document | None:
+        """The next document; None when the epoch is over."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position: small, JSON-able."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the source consists of (JSON-able); equal fingerprints mean equal documents in equal order."""
+        ...
+
+
+class ShardedDocuments:
+    """A DocumentSource of shards.
+
+    The training part comes in a seeded order, different in every epoch; the held-out part always in the same order, by
+    hash.
     """
 
     def __init__(self, corpus: Corpus, split: Split, seed: int, heldout: float):
@@ -84,7 +113,6 @@ class DocumentSource:
         self._corpus = corpus
         self._shards = [shard for shard in corpus.shards if shard.decided in (None, split)]
         self.skipped: set[str] = set()
-        """Keys of what could not be read so far."""
         self.start(0)
 
     def start(self, epoch: int) -> None:
@@ -123,7 +151,6 @@ class DocumentSource:
         self._shard, self._document = state["shard"], state["document"]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What the source consists of (JSON-able); equal fingerprints mean equal documents in equal order."""
         return self._corpus.fingerprint()
 
 
@@ -152,7 +179,7 @@ def open_documents(cfg: DataConfig, *, split: Split = "train", seed: int = 0) ->
     for name in names:
         if name not in python:
             corpora.append(files.FileCorpus(name, cfg.text_column, cfg.token_column))
-    return DocumentSource(JoinedCorpus(corpora), split, seed, cfg.heldout)
+    return ShardedDocuments(JoinedCorpus(corpora), split, seed, cfg.heldout)
 
 
 class JoinedCorpus:
@@ -160,7 +187,7 @@ class JoinedCorpus:
 
     def __init__(self, corpora: list[Corpus]):
         self.corpora = corpora
-        self.shards = [shard for corpus in corpora for shard in corpus.shards]
+        self.shards: list[Shard] = [shard for corpus in corpora for shard in corpus.shards]
 
     def fingerprint(self) -> dict[str, Any]:
         if len(self.corpora) == 1:

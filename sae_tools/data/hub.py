@@ -15,7 +15,7 @@ class HubDocumentSource:
     """The documents of one split of `hub:owner/name`, in the dataset's own order in every epoch.
 
     The order is not shuffled here (a buffered shuffle of a streamed dataset cannot be resumed exactly): ContextStream
-    shuffles blocks of documents. The position is the dataset's own state. Same interface as DocumentSource.
+    shuffles blocks of documents. The position is the dataset's own state. A DocumentSource.
     """
 
     def __init__(self, cfg: DataConfig, *, split: Split, seed: int, dataset: Any = None):

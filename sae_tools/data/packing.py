@@ -39,7 +39,7 @@ class Packer:
                 continue
             own = self.bos != "none" and ids[0] == self.bos_token_id
             if self.bos != "none" and not own:
-                ids = np.concatenate([[self.bos_token_id], ids])
+                ids = np.concatenate([np.array([self.bos_token_id], np.int64), ids])
             tokens.append(ids)
             numbers.append(np.full(len(ids), number, np.int64))
             start = np.zeros(len(ids), np.int64)

@@ -22,12 +22,14 @@ from sae_tools.tracking.progress import LINE_EVERY
 _COUNTED_AT_A_TIME = 4096  # contexts
 
 
-def evaluate_lm(cfg: LMEvaluationConfig, model: LanguageModel | None = None) -> dict[str, Any]:
+def evaluate_lm(
+    cfg: LMEvaluationConfig, model: LanguageModel | None = None, ngrams: NGrams | None = None
+) -> dict[str, Any]:
     """Mean losses in nats per token on the first `cfg.tokens` held-out tokens of `cfg.data`, the same for all models.
 
     Returns `model`, `source`, `tokens` (tokens predicted), `loss`, `characters_per_token`, `bits_per_byte` and, unless
     `cfg.ngrams` is off, `unigram`, `bigram`, `trigram`, `ngram_source` and `ngram_tokens`. `model`: one that is in
-    memory already, instead of loading `cfg.model`.
+    memory already, instead of loading `cfg.model`; `ngrams`: some that `count_ngrams` has counted already.
     Raises UserError as load_model and ContextStream do, and where contexts are longer than the model reads.
     """
     if model is None:
@@ -36,6 +38,8 @@ def evaluate_lm(cfg: LMEvaluationConfig, model: LanguageModel | None = None) -> 
         raise UserError(
             f"data.context_length is {cfg.data.context_length}, but {model.name} reads at most {model.n_ctx} tokens."
         )
+    if model.tokenizer is None:
+        raise UserError(f"{model.name} has no tokenizer, and bits per byte need one.")
     wanted = math.ceil(cfg.tokens / (cfg.data.context_length - 1))
     stream = ContextStream(cfg.data, model.tokenizer, split="heldout", batch=wanted, bos_token_id=model.bos_token_id)
     tokens = next(stream).tokens
@@ -51,7 +55,7 @@ def evaluate_lm(cfg: LMEvaluationConfig, model: LanguageModel | None = None) -> 
     }
     if cfg.ngrams:
         source = cfg.ngram_source or cfg.data.source
-        ngrams = NGrams(training_contexts(cfg, model), model.d_vocab)
+        ngrams = count_ngrams(cfg, model) if ngrams is None else ngrams
         names = ("unigram", "bigram", "trigram")
         losses = ngrams.losses(tokens.numpy())
         result |= {name: float(values.mean()) for name, values in zip(names, losses, strict=True)}
@@ -72,6 +76,11 @@ def model_loss(model: LanguageModel, tokens: torch.Tensor, batch: int) -> float:
         )
         total += losses.double().sum().item()
     return total / tokens[:, 1:].numel()
+
+
+def count_ngrams(cfg: LMEvaluationConfig, model: LanguageModel) -> NGrams:
+    """The n-gram models of the training part of `cfg.ngram_source`, in the model's tokens."""
+    return NGrams(training_contexts(cfg, model), model.d_vocab)
 
 
 def training_contexts(cfg: LMEvaluationConfig, model: LanguageModel) -> Iterator[np.ndarray]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
@@ -11,7 +13,7 @@ from sae_tools.seeds import derived_seed
 
 
 def build_model(
-    cfg: LMArchitectureConfig, *, vocabulary: int, bos_token_id: int | None, eos_token_id: int | None, seed: int
+    cfg: LMArchitectureConfig, *, vocabulary: int, bos_token_id: Any, eos_token_id: Any, seed: int
 ) -> PreTrainedModel:
     """A model with initial weights drawn from `seed`, in float32, in training mode, without dropout.
 
@@ -22,7 +24,7 @@ def build_model(
         raise UserError(
             f"architecture.d_model: expected a multiple of {per_head} for {cfg.n_heads} heads, found {cfg.d_model}."
         )
-    ids = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": eos_token_id}
+    ids: dict[str, Any] = {"bos_token_id": bos_token_id, "eos_token_id": eos_token_id, "pad_token_id": eos_token_id}
     with torch.random.fork_rng():  # transformers draws from the global generator
         torch.manual_seed(derived_seed(seed, "weights"))
         if cfg.kind == "gpt2":

@@ -164,7 +164,7 @@ def _assemble(cfg: LMConfig, tokenizer: PreTrainedTokenizerBase, device: torch.d
         eos_token_id=tokenizer.eos_token_id,
         seed=cfg.seed,
     )
-    model.to(device)
+    model.to(device)  # pyright: ignore[reportArgumentType] (transformers wraps the method)
     return {
         "model": model,
         "optimiser": build_optimiser(model, cfg.training),
