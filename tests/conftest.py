@@ -13,6 +13,11 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest
 from hypothesis import settings
+from jaxtyping import install_import_hook
+
+from tests.shapes import checked
+
+install_import_hook("sae_tools", f"{checked.__module__}.{checked.__name__}")
 
 settings.register_profile("sae_tools", deadline=None, derandomize=True, max_examples=50, database=None)
 settings.load_profile("sae_tools")
