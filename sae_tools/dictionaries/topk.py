@@ -67,7 +67,11 @@ class TopKDictionary(Dictionary):
         error = x - self.b_dec - decode_at(values, self.W_dec, support)
         squared_error = error.pow(2).sum(-1).mean()
         loss, aux = squared_error, torch.zeros_like(squared_error)
-        if dead is not None and self.aux_coefficient > 0 and (codes := self._top_dead(pre, dead)) is not None:
+        codes = None
+        if dead is not None and self.aux_coefficient > 0:
+            top_dead = top_dead_counted if pre.device.type == "cpu" else top_dead_fixed
+            codes = top_dead(pre, dead, self.aux_k)
+        if codes is not None:
             dead_support = Support(codes.indices, self.d_sae)
             dead_values = encode_at(codes.values, centred, self.encoder, self.b_enc, self.b_dec, dead_support)
             aux = (error.detach() - decode_at(dead_values, self.W_dec, dead_support)).pow(2).sum(-1).mean()
@@ -76,17 +80,20 @@ class TopKDictionary(Dictionary):
         terms = {"squared_error": squared_error.detach(), "l0": fired.sum() / x.shape[0], "aux": aux.detach()}
         return StepOutput(loss, terms, fired)
 
-    @torch.no_grad()
-    def _top_dead(self, pre: Float[Tensor, "rows d_sae"], dead: Bool[Tensor, " d_sae"]) -> Codes | None:
-        """Pre-activations and indices of the `aux_k` largest among dead features; None if it is known that none is.
 
-        On the CPU, where it costs nothing to ask how many there are, only their columns are looked at. Elsewhere the
-        shapes are fixed, and entries beyond the number of dead features have the value -inf.
-        """
-        if pre.device.type != "cpu":
-            return Codes(*pre.masked_fill(~dead, -torch.inf).topk(self.aux_k, dim=-1, sorted=False))
-        columns = dead.nonzero().squeeze(1)
-        if columns.shape[0] == 0:
-            return None
-        values, indices = pre.index_select(1, columns).topk(min(self.aux_k, columns.shape[0]), dim=-1, sorted=False)
-        return Codes(values, columns[indices])
+@torch.no_grad()
+def top_dead_fixed(pre: Float[Tensor, "rows d_sae"], dead: Bool[Tensor, " d_sae"], aux_k: int) -> Codes:
+    """Pre-activations and indices of the `aux_k` largest among dead features, in shapes that do not depend on the data:
+    entries beyond the number of dead features have the value -inf."""
+    return Codes(*pre.masked_fill(~dead, -torch.inf).topk(aux_k, dim=-1, sorted=False))
+
+
+@torch.no_grad()
+def top_dead_counted(pre: Float[Tensor, "rows d_sae"], dead: Bool[Tensor, " d_sae"], aux_k: int) -> Codes | None:
+    """The same where it costs nothing to ask which features are dead: only their columns are looked at, so there may be
+    fewer than `aux_k` entries; None if no feature is dead."""
+    columns = dead.nonzero().squeeze(1)
+    if columns.shape[0] == 0:
+        return None
+    values, indices = pre.index_select(1, columns).topk(min(aux_k, columns.shape[0]), dim=-1, sorted=False)
+    return Codes(values, columns[indices])

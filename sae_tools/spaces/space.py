@@ -23,6 +23,29 @@ from sae_tools.rows import Rows
 
 
 @dataclass(frozen=True)
+class Affine:
+    """x -> factor · x matrix + offset, in float64."""
+
+    matrix: Float[Tensor, "a b"] | None
+    """None: the identity."""
+    factor: float
+    offset: Float[Tensor, " b"]
+
+    def __call__(self, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows b"]:
+        return self.linear(x) + self.offset
+
+    def linear(self, x: Float[Tensor, "*rows a"]) -> Float[Tensor, "*rows b"]:
+        """What becomes of directions."""
+        x = x.double() * self.factor
+        return x if self.matrix is None else x @ self.matrix
+
+    def pull_back(self, w: Float[Tensor, "*rows b"]) -> Float[Tensor, "*rows a"]:
+        """The functionals on the source that `w` are on the image: <x, pull_back(w)> = <linear(x), w>."""
+        w = w.double() * self.factor
+        return w if self.matrix is None else w @ self.matrix.T
+
+
+@dataclass(frozen=True)
 class Space:
     """The coordinates of one dictionary. All tensors share one dtype and device; see `to`."""
 
@@ -119,12 +142,8 @@ class Space:
         """Whether the map is the same at every token (of position >= 1), so that it can be folded into weights."""
         return self.ln != "token"
 
-    def affine(
-        self,
-    ) -> tuple[
-        Float[Tensor, "d_site dim"], Float[Tensor, " dim"], Float[Tensor, "dim d_site"], Float[Tensor, " d_site"]
-    ]:
-        """(F, f, B, b) in float64 with forward(x) = x F + f and lift(z) = z B + b, at positions >= 1.
+    def affine(self) -> tuple[Affine, Affine]:
+        """(forward, lift) as fixed maps, at positions >= 1: what exports fold into the weights.
 
         Raises ValueError for ln `token`, which is no single map.
         """
@@ -133,17 +152,12 @@ class Space:
         factor = 1.0 if self.inverse_sigma is None else self.inverse_sigma
         centre = self.centre.double()
         if self.matrix is None or self.inverse is None:
-            identity = torch.eye(self.dim, dtype=torch.float64, device=centre.device)
-            matrix, inverse = identity, identity
-        else:
-            matrix, inverse = self.matrix.double(), self.inverse.double()
-        back = inverse / factor
-        mean = self.mean.double()
+            return Affine(None, 1 / self.scale, -centre / self.scale), Affine(None, self.scale, centre)
+        matrix, inverse, mean = self.matrix.double(), self.inverse.double(), self.mean.double()
+        null_mean = mean - mean @ matrix @ inverse
         return (
-            matrix * (factor / self.scale),
-            -centre / self.scale,
-            back * self.scale,
-            centre @ back + mean - mean @ matrix @ inverse,
+            Affine(matrix, factor / self.scale, -centre / self.scale),
+            Affine(inverse, self.scale / factor, centre @ inverse / factor + null_mean),
         )
 
     def _inverse_sigma(

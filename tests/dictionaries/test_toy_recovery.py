@@ -48,9 +48,9 @@ def train(architecture: Any, l1: float, lr: float, steps: int) -> tuple[Dictiona
 @pytest.mark.parametrize(
     ("architecture", "l1", "steps"),
     [
-        (TopKConfig(k=ACTIVE, aux_k=8), 0.0, 600),
-        (ReLUConfig(), 0.3, 1500),
-        (ReLUConfig(form="decoder-norm"), 0.3, 1500),
+        (TopKConfig(k=ACTIVE, aux_k=8), 0.0, 400),
+        (ReLUConfig(), 0.3, 1000),
+        (ReLUConfig(form="decoder-norm"), 0.3, 1000),
     ],
     ids=["topk", "relu-unit-norm", "relu-decoder-norm"],
 )

@@ -95,10 +95,12 @@ def test_centre_and_scale_and_affine(kind: str, settings: dict[str, Any]) -> Non
         with pytest.raises(ValueError, match="scale"):
             space.forward(rows.activations[space.site.name])
         return
-    F, f, B, b = space.affine()
+    forward, lift = space.affine()
     x = rows.activations[space.site.name].double()[later]
-    assert torch.allclose(x @ F + f, z, rtol=1e-9, atol=1e-9)
-    assert torch.allclose(z @ B + b, space.lift(z), rtol=1e-9, atol=1e-9)
+    assert torch.allclose(forward(x), z, rtol=1e-9, atol=1e-9)
+    assert torch.allclose(lift(z), space.lift(z), rtol=1e-9, atol=1e-9)
+    w = torch.randn(5, space.dim, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert torch.allclose(x @ forward.pull_back(w).T, forward.linear(x) @ w.T, rtol=1e-9, atol=1e-9)
 
 
 def test_logit_update_divides_by_the_scale_it_should() -> None:

@@ -27,30 +27,38 @@ SAE_LENS_VERSION = "6.54.12"
 CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 LARGEST_CFG = 16 * 2**20
 """Bytes; a cfg.json is some kilobytes."""
+CHUNK = 4096
+"""Features that are folded at once."""
 
 
 @torch.no_grad()
 def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
-    """The dictionary's parameters in the coordinates of its site, float32, in SAELens's names and layouts.
+    """The dictionary's parameters in the coordinates of its site, float32 on the CPU, in SAELens's names and layouts.
 
-    With z = x F + f and x̂ = ẑ B + b (`Space.affine`): W_dec' = W_dec B, b_dec' = b_dec B + b, W_enc' = F W_enc, and
-    b_enc' takes up what is left of (z - b_dec) W_enc + b_enc when (x - b_dec') W_enc' is subtracted, so that
-    pre-activations are the same on every row. Features of a free decoder are first rescaled to decoder norm 1 in their
-    own space, so activations always have that unit. space None: no change of coordinates.
+    With forward(x) = x F + f and lift(z) = z B + b (`Space.affine`): W_dec' = W_dec B, b_dec' = b_dec B + b,
+    W_enc' = F W_enc, and b_enc' takes up what is left of (z - b_dec) W_enc + b_enc when (x - b_dec') W_enc' is
+    subtracted, so that pre-activations are the same on every row. Features of a free decoder are first rescaled to
+    decoder norm 1 in their own space, so activations always have that unit. space None: no change of coordinates.
     """
-    W_enc, b_enc = dictionary.W_enc.double().cpu(), dictionary.b_enc.double().cpu()
-    W_dec, b_dec = dictionary.W_dec.double().cpu(), dictionary.b_dec.double().cpu()
-    if not dictionary.unit_decoder:
-        norms = W_dec.norm(dim=-1)
-        norms = torch.where(norms > 0, norms, 1.0)
-        W_enc, b_enc, W_dec = W_enc * norms, b_enc * norms, W_dec / norms.unsqueeze(1)
+    forward = lift = None
+    b_dec, rest = dictionary.b_dec.double(), torch.zeros_like(dictionary.b_dec, dtype=torch.float64)
     if space is not None:
-        F, f, B, b = (t.cpu() for t in space.affine())
-        folded_b_dec = b_dec @ B + b
-        b_enc = b_enc + (folded_b_dec @ F + f - b_dec) @ W_enc
-        W_enc, W_dec, b_dec = F @ W_enc, W_dec @ B, folded_b_dec
-    named = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
-    return {name: tensor.float().contiguous() for name, tensor in named.items()}
+        forward, lift = space.affine()
+        b_dec = lift(b_dec)
+        rest = forward(b_dec) - dictionary.b_dec
+    parts: dict[str, list[Tensor]] = {"encoder": [], "b_enc": [], "W_dec": []}
+    for rows in torch.arange(dictionary.d_sae).split(CHUNK):  # of features: float64 copies stay small
+        encoder, b_enc, W_dec = (t[rows].double() for t in (dictionary.encoder, dictionary.b_enc, dictionary.W_dec))
+        if not dictionary.unit_decoder:
+            norms = W_dec.norm(dim=-1, keepdim=True)
+            norms = torch.where(norms > 0, norms, 1.0)
+            encoder, b_enc, W_dec = encoder * norms, b_enc * norms.squeeze(1), W_dec / norms
+        parts["b_enc"].append((b_enc + encoder @ rest).float().cpu())
+        parts["encoder"].append((encoder if forward is None else forward.pull_back(encoder)).float().cpu())
+        parts["W_dec"].append((W_dec if lift is None else lift.linear(W_dec)).float().cpu())
+    folded = {name: torch.cat(tensors) for name, tensors in parts.items()}
+    encoder = folded.pop("encoder")
+    return {**folded, "W_enc": encoder.T.contiguous(), "b_dec": b_dec.float().cpu()}
 
 
 def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metadata: dict[str, Any]) -> None:

@@ -161,7 +161,7 @@ def test_real_activations(shared: Path, tmp_path: Path) -> None:
         assert len(rows) == 8192
         space = build_space(SpaceConfig(kind=kind), site, model, rows)  # type: ignore[arg-type]
         cfg = DictionaryConfig(site=name, architecture=TopKConfig(k=16), d_sae=256)
-        dictionary = trained(cfg, space, rows, steps=60)
+        dictionary = trained(cfg, space, rows)
         export_saelens(dictionary, space, tmp_path / kind, METADATA)
         agrees_with_saelens(dictionary, space, tmp_path / kind, rows)
 
