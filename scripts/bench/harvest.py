@@ -12,7 +12,9 @@ Three ways to the same rows, run in turn; medians, and each ratio from the same 
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
+import shutil
 import statistics
 import tempfile
 import time
@@ -38,6 +40,7 @@ SHAPES = {
 
 def random_model(shape: str) -> str:
     folder = tempfile.mkdtemp(prefix="bench-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     GPT2LMHeadModel(GPT2Config(**SHAPES[shape], bos_token_id=0, eos_token_id=0)).save_pretrained(folder)
     return folder
 
