@@ -25,6 +25,9 @@ def checked(function: Callable[..., Any]) -> Callable[..., Any]:
     hints = {name: p.annotation for name, p in signature.parameters.items() if has_tensors(p.annotation)}
     returned = signature.return_annotation if has_tensors(signature.return_annotation) else None
 
+    if not hints and returned is None:
+        return function
+
     @functools.wraps(function)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs).arguments
