@@ -96,15 +96,15 @@ class ContextStream(Iterator[Contexts]):
             self._served += len(parts[-1][0])
         if not parts:
             raise StopIteration
-        tokens = np.concatenate([part[0] for part in parts])
-        documents = np.concatenate([part[1] for part in parts])
+        tokens = np.concatenate([part[0] for part in parts]).astype(np.int64)
+        documents = np.concatenate([part[1] for part in parts]).astype(np.int64)
         for context in tokens:
             self._digest = hashlib.blake2b(self._digest + context.tobytes(), digest_size=16).digest()
         self.contexts += len(tokens)
         return Contexts(torch.from_numpy(tokens), torch.from_numpy(documents))
 
     def _no_block(self) -> None:
-        self._tokens = self._documents = np.empty((0, self.cfg.context_length), np.int64)
+        self._tokens = self._documents = np.empty((0, self.cfg.context_length), np.int32)
         self._served = 0
         self._start = self._position()
 
@@ -167,7 +167,7 @@ class ContextStream(Iterator[Contexts]):
         if self._encode is not None:
             ids = self._encode([document.text or "" for document in documents])
         else:
-            ids = [np.array(document.tokens or [], np.int64) for document in documents]
+            ids = [np.array(document.tokens or [], np.int32) for document in documents]
         if self.vocabulary is not None:
             for document, row in zip(documents, ids, strict=True):
                 if len(row) and row.max() >= self.vocabulary:

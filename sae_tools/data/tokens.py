@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64
+from jaxtyping import Int32
 
-Encode = Callable[[list[str]], list[Int64[np.ndarray, " tokens"]]]
+Encode = Callable[[list[str]], list[Int32[np.ndarray, " tokens"]]]
 
 _BATCH_CHARACTERS = 1_000_000
 """An encoding holds far more than ids until it is dropped (hundreds of bytes per token), so few live at a time."""
@@ -30,13 +30,13 @@ def encoder(tokenizer: Any) -> Encode:
         own.encode_special_tokens = True
 
         def encode(texts: list[str]) -> list[np.ndarray]:
-            return [np.array(e.ids, np.int64) for e in own.encode_batch_fast(texts, add_special_tokens=False)]
+            return [np.array(e.ids, np.int32) for e in own.encode_batch_fast(texts, add_special_tokens=False)]
 
     else:
 
         def encode(texts: list[str]) -> list[np.ndarray]:
             ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
-            return [np.array(row, np.int64) for row in ids]
+            return [np.array(row, np.int32) for row in ids]
 
     def in_batches(texts: list[str]) -> list[np.ndarray]:
         out: list[np.ndarray] = []

@@ -40,9 +40,9 @@ def test_equals_a_plain_loop_however_documents_are_divided_among_calls(documents
         packer = Packer(length, bos, BOS)
         found = []
         for start in range(0, len(documents), size):
-            part = [(start + i, np.array(d, np.int64)) for i, d in enumerate(documents[start : start + size])]
+            part = [(start + i, np.array(d, np.int32)) for i, d in enumerate(documents[start : start + size])]
             tokens, numbers = packer.pack(part)
-            assert tokens.shape == numbers.shape == (len(tokens), length) and tokens.dtype == np.int64
+            assert tokens.shape == numbers.shape == (len(tokens), length) and tokens.dtype == np.int32
             found += [list(zip(t.tolist(), n.tolist(), strict=True)) for t, n in zip(tokens, numbers, strict=True)]
         assert found == expected
         # A BOS that would open the next context is not yet drawn, so at most a context's worth is left.
@@ -51,7 +51,7 @@ def test_equals_a_plain_loop_however_documents_are_divided_among_calls(documents
 
 @given(documents=corpora, cut=st.integers(0, 12), bos=st.sampled_from(["context", "document", "none"]))
 def test_state_continues(documents, cut, bos):
-    numbered = [(i, np.array(d, np.int64)) for i, d in enumerate(documents)]
+    numbered = [(i, np.array(d, np.int32)) for i, d in enumerate(documents)]
     whole = Packer(5, bos, BOS)
     whole.pack(numbered[:cut])
     other = Packer(5, bos, BOS)

@@ -52,6 +52,25 @@ def test_the_library_is_cut_alike_in_both_sources():
     assert in_both == keys("python-stdlib", "heldout")
 
 
+def test_the_cut_does_not_depend_on_where_the_library_lies(library: Path, monkeypatch: pytest.MonkeyPatch):
+    before = keys("python-installed", "heldout")
+    moved = library.rename(library.parent / "elsewhere")
+    site = str(moved / "site-packages")
+    paths = {**sysconfig.get_paths(), "stdlib": str(moved), "purelib": site, "platlib": site}
+    monkeypatch.setattr(sysconfig, "get_paths", lambda: paths)
+    assert keys("python-installed", "heldout") == before
+
+
+@pytest.mark.usefixtures("library")
+def test_every_epoch_has_an_order_of_its_own():
+    source = open_documents(DataConfig(source="python-stdlib", heldout=0))
+    orders = []
+    for epoch in (0, 1, 0):
+        source.start(epoch)
+        orders.append([document.key for document in iter(source.read, None)])
+    assert orders[0] == orders[2] != orders[1] and sorted(orders[0]) == sorted(orders[1])
+
+
 @pytest.mark.usefixtures("library")
 def test_order_is_seeded_for_training_only():
     assert keys("python-stdlib", "train", seed=0) == keys("python-stdlib", "train", seed=0)
