@@ -109,7 +109,7 @@ class SpaceConfig(Section):
     rotation: int | None = None
     """Seed of a fixed random rotation applied last; a control, since it changes the basis and nothing else."""
     centre: Literal["none", "mean"] = "none"
-    """A constant subtracted before anything else is done."""
+    """A constant subtracted in the coordinates of the space, before the scalar scale."""
     rescale: bool = True
     """Divide by one scalar so that the mean squared norm equals the dimension."""
 

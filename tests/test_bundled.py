@@ -44,7 +44,7 @@ def job(tmp_path_factory) -> JobConfig:
 
 @pytest.fixture(scope="module")
 def run(job: JobConfig, model: LanguageModel) -> RunDirectory:
-    return run_job(job, model=model)
+    return run_job(job, model=model).run
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ from sae_tools.models.intervene import (
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts
-from sae_tools.spaces import forward_chain
+from sae_tools.spaces import forward_chain, logit_root
 
 LOGIT_BYTES = 256 * 2**20
 """Bound on one tensor of logits; decides how many contexts are evaluated at a time."""
@@ -103,7 +103,9 @@ def measure_fidelity(
     ablated = {subject.name: ablation_site(model, subject.site) for subject in subjects}
     means = site_means(model, list(ablated.values()), batches(), rows)
     ablations = {site.name: AblationSums(site, means[site.name]) for site in ablated.values()}
-    chains = {subject.name: forward_chain(subject.space, model) for subject in subjects}
+    direct = any(subject.space.kind in ("mlp_acts", "resid_update", "logit_update") for subject in subjects)
+    root = logit_root(model) if direct else None  # once for all
+    chains = {subject.name: forward_chain(subject.space, model, root=root) for subject in subjects}
     sums = {s.name: SubjectSums.of(s, list(chains[s.name])) for s in subjects}
     sites = list({s.name: s for s in (*(subject.site for subject in subjects), *ablated.values(), final)}.values())
     original = NextTokenLoss()

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from sae_tools.cli.common import StopSignals, run_command
+from sae_tools.cli.common import INTERRUPTED, StopSignals, run_command
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -50,7 +50,9 @@ def train(
     from sae_tools.training.run import run_job
 
     with StopSignals() as stop:
-        run_job(cfg, resume=resume, should_stop=stop.requested)
+        result = run_job(cfg, resume=resume, should_stop=stop.requested)
+    if result.fidelity is None:
+        raise typer.Exit(INTERRUPTED)
 
 
 def _job_config(path: Path | None, overrides: list[str]):

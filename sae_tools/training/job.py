@@ -17,7 +17,7 @@ from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Rows
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.seeds import generator
-from sae_tools.spaces import build_space
+from sae_tools.spaces import Root, build_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.trainee import Trainee
@@ -139,11 +139,19 @@ def estimation_rows(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> 
 def build_trainees(cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], device: torch.device) -> list[Trainee]:
     """Fresh trainees: spaces, initial biases and variances estimated on the first rows of the text."""
     sample = estimation_rows(cfg, model, list(sites.values()))
-    return [build_trainee(name, cfg, model, sites[name], sample, device) for name in cfg.dictionaries]
+    wanted = any(dictionary.space.kind == "logit_update" for dictionary in cfg.dictionaries.values())
+    root = logit_root(model) if wanted else None  # once for all
+    return [build_trainee(name, cfg, model, sites[name], sample, root, device) for name in cfg.dictionaries]
 
 
 def build_trainee(
-    name: str, cfg: JobConfig, model: LanguageModel, site: Site, sample: Rows, device: torch.device
+    name: str,
+    cfg: JobConfig,
+    model: LanguageModel,
+    site: Site,
+    sample: Rows,
+    root: Root | None,
+    device: torch.device,
 ) -> Trainee:
     dictionary_cfg = cfg.dictionaries[name]
     space = build_space(dictionary_cfg.space, site, model, sample)

@@ -79,7 +79,8 @@ def resamples_at(trainee: Trainee, step: int) -> bool:
 
 def log_record(job: Job, clock: Clock) -> dict:
     """One line of metrics.jsonl: means over the steps since the last line. Only `time` differs between equal runs."""
-    record: dict = {"step": job.step, "tokens": job.tokens, "dictionaries": {}}
+    data = {"epoch": job.stream.epoch, "same_document": job.buffer.same_document}
+    record: dict = {"step": job.step, "tokens": job.tokens, "data": data, "dictionaries": {}}
     for trainee in job.trainees:
         window = min(job.tokens, dead_window(trainee))
         factor = learning_rate_factor(job.step - 1, job.steps, job.cfg.training)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
@@ -24,6 +25,18 @@ from sae_tools.training.observer import open_observer
 from sae_tools.training.start import resume_job, start_job
 
 
+class Result(NamedTuple):
+    """What came of a job."""
+
+    run: RunDirectory
+    fidelity: dict[str, dict[str, Any]] | None
+    """The held-out figures by dictionary (analysis/fidelity.py); None if the job was stopped before it had them."""
+
+
+class Stopped(Exception):
+    """The job was asked to stop while its figures were being measured."""
+
+
 def run_job(
     cfg: JobConfig,
     *,
@@ -31,8 +44,8 @@ def run_job(
     model: LanguageModel | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     console: Console | None = None,
-) -> RunDirectory:
-    """Train the job's dictionaries, measure them on held-out text, and return the run's directory.
+) -> Result:
+    """Train the job's dictionaries, measure them on held-out text, and print and return what came out.
 
     resume: a run to continue; `cfg` must be its configuration. model: one in memory, instead of loading `cfg.model`.
     should_stop: asked after every step; when it says yes, a checkpoint is written and training ends early.
@@ -43,12 +56,12 @@ def run_job(
     describe(job, console, resumed=resume is not None)
     with open_observer(job, console) as observer:
         finished = train_job(job, observer, should_stop)
-    if not finished:
+    fidelity = evaluate(job, console, should_stop) if finished else None
+    if fidelity is None:
         console.print(f"Stopped after {job.tokens:,} tokens. To go on: sae-train --resume {job.run.path}")
-        return job.run
-    fidelity = evaluate(job, console)
-    report(job.run, fidelity, cfg, Console(soft_wrap=True))
-    return job.run
+    else:
+        report(job.run, fidelity, cfg, Console(soft_wrap=True))
+    return Result(job.run, fidelity)
 
 
 def describe(job: Job, console: Console, resumed: bool) -> None:
@@ -82,11 +95,21 @@ def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
     return start
 
 
-def evaluate(job: Job, console: Console) -> dict:
-    """Held-out fidelity of every dictionary, written to analysis/fidelity.json."""
+def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:
+    """Held-out figures of every dictionary, written to analysis/fidelity.json; None if asked to stop before the end."""
     subjects = [Subject(t.name, t.site, t.space, t.dictionary) for t in job.trainees]
+
+    def progress(tokens: int) -> None:
+        if should_stop():
+            raise Stopped
+
     with console.status("Measuring on held-out text"):
-        fidelity = measure_fidelity(job.model, subjects, heldout_batches(job), job.cfg.rows, job.cfg.fidelity)
+        try:
+            fidelity = measure_fidelity(
+                job.model, subjects, heldout_batches(job), job.cfg.rows, job.cfg.fidelity, progress
+            )
+        except Stopped:
+            return None
     speed = tokens_per_second(job.run)
     for entry in fidelity.values():
         entry["training_tokens"] = job.tokens
