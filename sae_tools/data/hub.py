@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from sae_tools.config import DataConfig
@@ -40,10 +41,7 @@ class HubDocumentSource:
         try:
             return datasets.load_dataset(self.name, self.cfg.subset, split=self.cfg.split, streaming=True)
         except Exception as error:  # whatever the hub, the network or the dataset's description raise
-            what = str(error).strip().splitlines()
-            raise UserError(
-                f"hub:{self.name}: cannot be opened ({what[0] if what else type(error).__name__})."
-            ) from error
+            raise UserError(f"hub:{self.name}: cannot be opened ({first_line(error)}).") from error
 
     def start(self, epoch: int) -> None:
         self.epoch = epoch
@@ -51,7 +49,7 @@ class HubDocumentSource:
         self._go_to(self._initial)
 
     def read(self) -> Document | None:
-        for row in self._rows:
+        for row in self._reachable_rows():
             self._loaded = None
             key = f"{self.name}:{self._number}"
             self._number += 1
@@ -61,6 +59,17 @@ class HubDocumentSource:
             elif split_of_document(document, self.cfg.heldout) == self.split:
                 return document
         return None
+
+    def _reachable_rows(self) -> Iterator[dict[str, Any]]:
+        """The rows, with whatever breaks on the way from the hub as a sentence."""
+        while True:
+            try:
+                row = next(self._rows, None)
+            except Exception as error:
+                raise UserError(f"hub:{self.name}: cannot be read any further ({first_line(error)}).") from error
+            if row is None:
+                return
+            yield row
 
     def state_dict(self) -> dict[str, Any]:
         # Between load_state_dict and the first row, the dataset still reports where it was before.
@@ -86,3 +95,8 @@ class HubDocumentSource:
             "version": None if version is None else str(version),
             "checksums": sorted(getattr(info, "download_checksums", None) or {}),
         }
+
+
+def first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__

@@ -62,6 +62,24 @@ def test_mistakes(streamed: DataConfig, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="hub:someone/texts.*expected a column 'text'"):
         open_documents(streamed.model_copy(update={"text_column": "text"})).read()
 
+    class Broken:
+        column_names = None
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            pass
+
+        def __iter__(self):
+            yield {"body": "fine"}
+            raise ConnectionError("gone away.\nand more")
+
+    source = hub.HubDocumentSource(streamed.model_copy(update={"heldout": 0}), split="train", seed=0, dataset=Broken())
+    assert source.read() is not None
+    with pytest.raises(UserError, match=r"^hub:someone/texts: cannot be read any further \(gone away\)\.$"):
+        source.read()
+
     def unreachable(*_, **__):
         raise ConnectionError("Couldn't reach 'someone/texts' on the Hub\nand more")
 
