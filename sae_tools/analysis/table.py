@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-PER_TABLE = 4
+PER_TABLE = 3
 """Dictionaries side by side; more of them make more tables, so that 80 columns suffice."""
 
 

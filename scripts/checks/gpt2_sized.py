@@ -44,12 +44,14 @@ def random_gpt2(folder: Path, tokenizer: Path) -> None:
 
 
 def main() -> int:
+    if sys.argv[1] == "--make-model":
+        random_gpt2(Path(sys.argv[2]), Path(sys.argv[3]))
+        return 0
     tokenizer, text, *overrides = sys.argv[1:]
     with tempfile.TemporaryDirectory() as temporary:
         model = Path(temporary, "model")
         # In a process of its own, so that building the model does not count.
-        code = f"from scripts.checks.gpt2_sized import random_gpt2 as f; from pathlib import Path as P; f(P({str(model)!r}), P({tokenizer!r}))"
-        subprocess.run([sys.executable, "-c", code], check=True)
+        subprocess.run([sys.executable, __file__, "--make-model", str(model), tokenizer], check=True)
         job = Path(temporary, "job.yaml")
         job.write_text(JOB.format(text=Path(text).resolve(), model=model))
         before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
