@@ -40,6 +40,7 @@ def train(
 
     from sae_tools.lm.train import train_lm
     from sae_tools.memory import keep_freed_memory
+    from sae_tools.tracking.metrics import read_metrics
 
     keep_freed_memory()
     with StopSignals() as stop:
@@ -47,7 +48,8 @@ def train(
     if not run.finished:
         print(f"Stopped after {run.tokens:,} tokens. To go on: sae-lm train --resume {run.folder}")
         raise typer.Exit(INTERRUPTED)
-    print(f"{run.tokens:,} tokens in {run.steps:,} steps; the model is {run.checkpoint()}")
+    losses = [record["heldout_loss"] for record in read_metrics(run.directory.metrics) if "heldout_loss" in record]
+    print(f"Held-out loss {losses[-1]:.4f} after {run.tokens:,} tokens; the model is {run.checkpoint()}")
 
 
 @app.command(epilog="Example: sae-lm evaluate bundled data.source=python-stdlib tokens=50_000 ngrams=false")

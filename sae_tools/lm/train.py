@@ -40,6 +40,10 @@ def train_lm(
         torch.set_num_threads(cfg.training.threads)
     run = start_run(cfg) if resume is None else resume_run(resume, cfg)
     training = run.cfg.training
+    console = console or Console(stderr=True, highlight=False, soft_wrap=True)
+    parameters = sum(parameter.numel() for parameter in run.model.parameters())
+    verb = "Training" if resume is None else f"Resuming at {run.tokens:,} tokens"
+    console.print(f"{verb}: {run.cfg.architecture.kind}, {parameters / 1e6:.2f} M parameters → {run.folder}")
     metrics = MetricsWriter(run.directory.metrics, resume_at=run.step)
     with TokenProgress(run.steps * run.tokens_per_step, run.tokens, console) as progress:
         since_log = Lap()

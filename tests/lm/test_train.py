@@ -95,6 +95,7 @@ def test_command_trains_a_model_that_others_load(corpus: Path, tmp_path: Path):
     records = read_metrics(run / "metrics.jsonl")
     assert [r["step"] for r in records] == [10, 20, 30, 40]
     assert [r["step"] for r in records if "heldout_loss" in r] == [20, 40]
+    assert f"Held-out loss {records[-1]['heldout_loss']:.4f} after {40 * per_step:,} tokens" in done.stdout
     assert records[-1]["heldout_loss"] < records[1]["heldout_loss"] < 5.7  # ln 320 = 5.77, untrained
 
     checkpoint = run / "checkpoints" / str(40 * per_step)
