@@ -21,7 +21,7 @@ class Contexts:
 
 @dataclass(frozen=True)
 class Rows:
-    """The activations of every site at some tokens, each with the token's context. Row i of every field is one token."""
+    """Activations of every site at some tokens, each with the token's context; row i of every field is one token."""
 
     activations: dict[str, Float[Tensor, "rows d_site"]]
     """By the site's short name, e.g. `mlp_out@3`."""

@@ -1,4 +1,4 @@
-"""A whole job at the smallest size that is still a job: a random model, real text, three spaces, seconds on one core."""
+"""A whole job at the smallest size that is still a job: random model, real text, three spaces, seconds on one core."""
 
 from __future__ import annotations
 

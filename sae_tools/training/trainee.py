@@ -79,9 +79,10 @@ class Trainee:
             parameter.grad = gradient
         if self.unit_decoder:
             remove_parallel_gradient_(self.dictionary)
-        norm, factor = clip_factor(tuple(p.grad for p in self.dictionary.parameters()), self.training.clip_norm)  # type: ignore[misc]
+        gradients = [p.grad for p in self.dictionary.parameters() if p.grad is not None]
+        norm, factor = clip_factor(tuple(gradients), self.training.clip_norm)
         if self.training.clip_norm is not None:
-            torch._foreach_mul_([p.grad for p in self.dictionary.parameters()], factor)
+            torch._foreach_mul_(gradients, factor)
         for group in self.optimiser.param_groups:
             group["lr"] = self.base_lr * learning_rate_factor(step, steps, self.training)
         self.optimiser.grad_scale, self.optimiser.found_inf = None, frozen  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""Fidelity against what must come out: controls whose answer is known, and Hugging Face's own model with plain hooks."""
+"""Fidelity against what must come out: controls whose answer is known, Hugging Face's own model with plain hooks."""
 
 from __future__ import annotations
 
