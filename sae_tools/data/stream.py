@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from sae_tools.config import DataConfig
-from sae_tools.data.documents import Document, Split, open_documents
+from sae_tools.data.documents import Document, Split
 from sae_tools.data.packing import Packer
+from sae_tools.data.sources import open_documents
 from sae_tools.data.tokens import encoder
 from sae_tools.errors import UserError
 from sae_tools.rows import Contexts

@@ -25,6 +25,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from sae_tools.config import DataConfig, LMConfig
 from sae_tools.config_loading import first_difference, load_config
 from sae_tools.data.stream import ContextStream
+from sae_tools.device import pick_device
 from sae_tools.errors import UserError
 from sae_tools.lm.model import build_model
 from sae_tools.lm.optimisers import build_optimiser
@@ -103,7 +104,7 @@ def start_run(cfg: LMConfig) -> LMRun:
 
     Raises UserError for data that cannot be read and for what does not fit together, before the folder is made.
     """
-    device = pick_device(cfg.training.device)
+    device = pick_device(cfg.training.device, "training.device")
     tokenizer = get_tokenizer(cfg.tokenizer, cfg.data, cfg.seed)
     parts = _assemble(cfg, tokenizer, device)
     cfg = cfg.model_copy(update={"provenance": provenance(parts["stream"])})
@@ -125,7 +126,7 @@ def resume_run(folder: Path, cfg: LMConfig) -> LMRun:
     own = load_config(LMConfig, directory.config)
     if difference := first_difference(cfg, own, MAY_CHANGE):
         raise UserError(f"{folder} cannot be resumed with this configuration: {difference}.")
-    device = pick_device(cfg.training.device)
+    device = pick_device(cfg.training.device, "training.device")
     try:
         tokenizer = AutoTokenizer.from_pretrained(directory.path / "tokenizer", local_files_only=True)
     except Exception as error:  # whatever the tokenizers library makes of a broken file
@@ -183,18 +184,3 @@ def provenance(stream: ContextStream) -> dict[str, Any]:
     packages = ("sae_tools", "torch", "transformers", "tokenizers", "datasets", "numpy")
     versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
     return {"data": stream.fingerprint(), "versions": versions}
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one. Raises UserError for what is no device, or not here."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"training.device: expected auto, cpu, cuda or cuda:1, …, found {name!r}.") from None
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(
-            f"training.device: {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices."
-        )
-    return device

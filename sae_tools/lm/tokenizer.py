@@ -9,7 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from sae_tools.config import DataConfig, LMTokenizerConfig
-from sae_tools.data.documents import DocumentSource, open_documents
+from sae_tools.data.documents import DocumentSource
+from sae_tools.data.sources import open_documents
 from sae_tools.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"

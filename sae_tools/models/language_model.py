@@ -13,7 +13,7 @@ import torch
 from transformer_lens.model_bridge import TransformerBridge
 
 from sae_tools.errors import UserError
-from sae_tools.models.size import parameter_count, weights_fingerprint
+from sae_tools.models.parameters import parameter_count, weights_fingerprint
 
 
 @dataclass(eq=False)

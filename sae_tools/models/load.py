@@ -17,6 +17,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers.utils import logging as transformers_logging
 
+from sae_tools.device import pick_device
 from sae_tools.errors import UserError
 from sae_tools.models.language_model import LanguageModel, refuse_processed
 from sae_tools.models.locate import locate_model
@@ -53,7 +54,7 @@ def load_model(
         return _from_memory(name_or_bridge, tokenizer)
     if dtype not in DTYPES:
         raise UserError(f"model.dtype is {dtype!r}, but must be one of {', '.join(DTYPES)}.")
-    target = _device(device)
+    target = pick_device(device)
     found = locate_model(name_or_bridge, revision=revision)
     config = _read_config(found.folder)
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(found.folder)
@@ -90,18 +91,6 @@ def _frozen(bridge: TransformerBridge) -> TransformerBridge:
     for parameter in bridge.parameters():
         parameter.requires_grad_(False)
     return bridge
-
-
-def _device(device: str | torch.device) -> torch.device:
-    if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        target = torch.device(device)
-    except RuntimeError as error:
-        raise UserError(f"{device!r} is not a device: expected auto, cpu, cuda, cuda:1, ….") from error
-    if target.type == "cuda" and (target.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"Device {device} was asked for, but there are {torch.cuda.device_count()} CUDA devices here.")
-    return target
 
 
 def _boot(folder: Path, name: str, config: Any, dtype: torch.dtype, device: torch.device) -> TransformerBridge:

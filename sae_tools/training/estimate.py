@@ -16,7 +16,7 @@ from sae_tools.analysis.fidelity import LOGIT_BYTES
 from sae_tools.config import DictionaryConfig, JobConfig, TopKConfig
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.models.load import DTYPES, LanguageModel
-from sae_tools.models.size import parameter_count
+from sae_tools.models.parameters import memory_bytes, parameter_count
 from sae_tools.rows import Contexts
 from sae_tools.seeds import generator
 from sae_tools.training.job import open_harvester, open_model, row_bytes
@@ -111,7 +111,7 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
     widest = max(dims.values())
     return Estimate(
         model_parameters=parameters,
-        model_bytes=parameters * model.dtype.itemsize,
+        model_bytes=memory_bytes(model.bridge),
         harvest_flops_per_token=harvester.flops_per_token(cfg.data.context_length),
         harvest_seconds_per_token=time_harvest(cfg, model, harvester),
         buffer_bytes=rows * per_row,

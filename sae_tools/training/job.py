@@ -10,6 +10,7 @@ from sae_tools.activations.buffer import ShuffleBuffer
 from sae_tools.activations.harvest import Harvester, collect_rows
 from sae_tools.config import DictionaryConfig, JobConfig
 from sae_tools.data.stream import ContextStream
+from sae_tools.device import pick_device
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel, load_model
@@ -47,19 +48,6 @@ class Job:
         return self.step * self.cfg.training.batch_size
 
 
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is one. Raises UserError where it does not exist."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"training.device is '{name}', expected auto, cpu, cuda or cuda:N.") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"training.device is '{name}', but torch finds no CUDA device on this machine.")
-    return device
-
-
 def resolve_sites(cfg: JobConfig, model: LanguageModel) -> dict[str, Site]:
     """The site of every dictionary, by dictionary name. Raises UserError for a site that the model does not have."""
     return {name: resolve_site(model, dictionary.site) for name, dictionary in cfg.dictionaries.items()}
@@ -78,7 +66,7 @@ def open_model(
     """(device, language model, site of every dictionary), with all that the configuration asks of them checked."""
     if cfg.training.threads is not None:
         torch.set_num_threads(cfg.training.threads)
-    device = pick_device(cfg.training.device)
+    device = pick_device(cfg.training.device, "training.device")
     if model is None:
         model = load_model(cfg.model.name, revision=cfg.model.revision, dtype=cfg.model.dtype, device=device)
     check_context_length(cfg, model)

@@ -12,8 +12,9 @@ import pytest
 import zstandard
 
 from sae_tools.config import DataConfig
-from sae_tools.data.documents import Document, DocumentSource, open_documents
+from sae_tools.data.documents import Document, DocumentSource
 from sae_tools.data.files import PIECE_CHARACTERS
+from sae_tools.data.sources import open_documents
 from sae_tools.errors import UserError
 
 TEXTS = [f"Document {i}: ünïcode\nand a second line.\n" for i in range(40)]

@@ -10,7 +10,7 @@ import pytest
 
 from sae_tools.config import DataConfig
 from sae_tools.data import hub
-from sae_tools.data.documents import open_documents
+from sae_tools.data.sources import open_documents
 from sae_tools.data.stream import ContextStream
 from sae_tools.errors import UserError
 from tests.tiny_models import byte_tokenizer

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from sae_tools.config import DataConfig
-from sae_tools.data.documents import open_documents
 from sae_tools.data.python_sources import PythonCorpus
+from sae_tools.data.sources import open_documents
 
 
 @pytest.fixture

@@ -4,7 +4,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from sae_tools.models.load import LanguageModel
-from sae_tools.models.size import flops_per_token, memory_bytes, parameter_count
+from sae_tools.models.parameters import memory_bytes, parameter_count
+from sae_tools.models.size import flops_per_token
 from tests.models.conftest import Pair
 
 
