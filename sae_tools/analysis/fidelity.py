@@ -46,7 +46,7 @@ from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts
 from sae_tools.spaces import forward_chain, logit_root
 
-LOGIT_BYTES = 256 * 2**20
+LOGIT_BYTES = 128 * 2**20
 """Bound on one tensor of logits; decides how many contexts are evaluated at a time."""
 MEAN_TOKENS = 16_384
 """Held-out tokens over which the mean for mean ablation is taken."""

@@ -28,6 +28,9 @@ PROBE_FEATURES = 1024
 RUNTIME_BYTES = 600 * 2**20
 """What the interpreter and its libraries take before anything is loaded (resident, CPU build of torch)."""
 
+LOGITS_HELD = 6
+"""Tensors of logits or log-probabilities that the held-out measurement holds at its peak."""
+
 
 @dataclass(frozen=True)
 class DictionaryCost:
@@ -116,7 +119,7 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
         harvest_seconds_per_token=time_harvest(cfg, model, harvester),
         buffer_bytes=rows * per_row,
         sample_bytes=cfg.training.estimate_rows * (2 * row_bytes(harvester, 4) + 4 * widest),
-        logit_bytes=4 * max(LOGIT_BYTES, 4 * model.d_vocab * cfg.data.context_length),
+        logit_bytes=LOGITS_HELD * max(LOGIT_BYTES, 4 * model.d_vocab * cfg.data.context_length),
         dictionaries={name: dictionary_cost(d, dims[name], cfg, device) for name, d in cfg.dictionaries.items()},
         tokens=total_steps(cfg.training) * cfg.training.batch_size,
     )
