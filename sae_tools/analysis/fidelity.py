@@ -8,8 +8,8 @@ Every dictionary of a job is measured on the same tokens. Definitions, all over 
 - `ce`: next-token cross-entropy in nats of the model as it is, with the reconstruction spliced in at those tokens, and
   with the site's output ablated at those tokens: set to zero, or to its mean over held-out tokens. For dictionaries on
   an MLP's hidden activations the ablated output is the MLP's, so that all spaces of one MLP share their baselines.
-- `ce_recovered`: (ablation - reconstruction) / (ablation - original) for each baseline. Zero ablation is the kinder
-  one: it takes away more than the information (a mean that the model relies on), so read `mean` first.
+- `ce_recovered`: (ablation - reconstruction) / (ablation - original) for each baseline. Zero ablation takes away
+  more than the information (a mean that the model may rely on), so read `mean` first.
 - `kl`: KL(original ‖ reconstruction spliced in), nats per token.
 - `dead`, `ultra_rare`, `dense`: see `FiringCounts.finish`.
 """

@@ -18,7 +18,7 @@ def fidelity_tables(fidelity: dict[str, dict[str, Any]]) -> Iterator[Table]:
     for start in range(0, len(names), PER_TABLE):
         part = {name: fidelity[name] for name in names[start : start + PER_TABLE]}
         tokens = next(iter(part.values()))["tokens"]
-        table = Table(title=f"On {tokens:,} held-out tokens", title_justify="left", pad_edge=False)
+        table = Table(title=f"On {tokens:,} held-out tokens", title_justify="left")
         table.add_column("", no_wrap=True)
         for name in part:
             table.add_column(name, justify="right", overflow="fold")
