@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary
 
@@ -21,7 +23,11 @@ def remove_parallel_gradient_(dictionary: Dictionary) -> None:
 
 
 @torch.no_grad()
-def normalise_decoder_(dictionary: Dictionary) -> None:
-    """Decoder rows at norm 1 (a row of zeros stays)."""
+def normalise_decoder_(dictionary: Dictionary, frozen: Float[Tensor, ""] | None = None) -> None:
+    """Decoder rows at norm 1 (a row of zeros stays).
+
+    frozen: on the device; where it is 1 no bit changes (rows of norm 1 within rounding would not all stay as they are).
+    """
     W = dictionary.W_dec
-    W.div_(W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny))
+    norms = W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+    W.div_(norms if frozen is None else torch.where(frozen > 0, torch.ones_like(norms), norms))

@@ -106,8 +106,9 @@ def stop_at_bad_step(job: Job, step: int, position: dict, which: int, bad_rows: 
     """Save the state before the bad step (every parameter still is what it was then) and say what happened."""
     trainee = job.trainees[which]
     job.step = step
-    job.metrics.flush()
-    save_checkpoint(job, position=position)
+    newest = job.run.newest_checkpoint() if job.has_checkpoint else None
+    if newest is None or newest["tokens"] != job.tokens:  # one that is there is not put at risk by writing it again
+        save_checkpoint(job, position=position)
     what = "the activations" if bad_rows else "the loss or its gradient"
     return NonFiniteError(
         f"{what} became non-finite at step {step + 1} in dictionary '{trainee.name}' (site {trainee.site.name}); "

@@ -90,7 +90,7 @@ class Trainee:
         for parameter in self.dictionary.parameters():
             parameter.grad = None
         if self.unit_decoder:
-            normalise_decoder_(self.dictionary)
+            normalise_decoder_(self.dictionary, frozen)
         live = (1 - frozen).long()
         self.density.update(proposal.fired * live, n_rows * live)
         terms = {"steps": torch.ones_like(norm), "loss": proposal.loss, "gradient_norm": norm, **proposal.terms}
