@@ -135,11 +135,11 @@ class RunDirectory:
     def remove_if_unused(self) -> None:
         """Remove a run that has nothing but its configuration, after a failure that is the user's to mend."""
         if {path.name for path in self.path.iterdir()} <= {"config.yaml", ".lock"}:
-            self._release_lock()
+            self.release_lock()
             shutil.rmtree(self.path)
 
     def _take_lock(self) -> None:
-        """Hold `.lock` until the process ends, however it ends (the system releases it)."""
+        """Hold `.lock` until `release_lock`, or until the process ends, however it ends (the system releases it)."""
         if fcntl is None or self._lock is not None:
             return
         descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -152,7 +152,8 @@ class RunDirectory:
             return  # a file system without locks
         self._lock = descriptor
 
-    def _release_lock(self) -> None:
+    def release_lock(self) -> None:
+        """This process has written what it wanted; another may go on with the run (or this one, by `drop_after`)."""
         if self._lock is not None:
             with contextlib.suppress(OSError):
                 os.close(self._lock)

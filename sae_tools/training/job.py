@@ -47,6 +47,11 @@ class Job:
         """Rows trained on so far."""
         return self.step * self.cfg.training.batch_size
 
+    def close(self) -> None:
+        """Nothing more will be written: other processes may now resume the run."""
+        self.metrics.close()
+        self.run.release_lock()
+
 
 def resolve_sites(cfg: JobConfig, model: LanguageModel) -> dict[str, Site]:
     """The site of every dictionary, by dictionary name. Raises UserError for a site that the model does not have."""
@@ -94,6 +99,29 @@ def open_stream(cfg: JobConfig, model: LanguageModel, seed: int | None = None) -
         bos_token_id=model.bos_token_id,
         vocabulary=model.d_vocab,
     )
+
+
+def open_heldout(cfg: JobConfig, model: LanguageModel, batch: int) -> ContextStream:
+    """The text that training never sees, once, in an order that no seed changes."""
+    return ContextStream(
+        cfg.data,
+        model.tokenizer,
+        split="heldout",
+        seed=cfg.seed,
+        batch=batch,
+        epochs=1,
+        bos_token_id=model.bos_token_id,
+        vocabulary=model.d_vocab,
+    )
+
+
+def check_heldout(cfg: JobConfig, model: LanguageModel) -> None:
+    """Raises UserError if there is no held-out text to measure on, which would otherwise show after training only.
+
+    Reads documents until they fill one context.
+    """
+    small = cfg.data.model_copy(update={"shuffle_characters": 1})
+    next(open_heldout(cfg.model_copy(update={"data": small}), model, batch=1))
 
 
 def open_harvester(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> Harvester:

@@ -13,13 +13,12 @@ from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
 from sae_tools.analysis.subject import Subject
 from sae_tools.analysis.table import LEGEND, fidelity_tables
 from sae_tools.config import JobConfig
-from sae_tools.data.stream import ContextStream
 from sae_tools.models.load import LanguageModel
 from sae_tools.rows import Contexts
 from sae_tools.runs import atomic
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.tracking.metrics import read_metrics
-from sae_tools.training.job import Job
+from sae_tools.training.job import Job, open_heldout
 from sae_tools.training.loop import train_job
 from sae_tools.training.observer import open_observer
 from sae_tools.training.start import resume_job, start_job
@@ -53,15 +52,18 @@ def run_job(
     """
     console = console or Console(stderr=True, soft_wrap=True)
     job = start_job(cfg, model) if resume is None else resume_job(resume, cfg, model)
-    describe(job, console, resumed=resume is not None)
-    with open_observer(job, console) as observer:
-        finished = train_job(job, observer, should_stop)
-    fidelity = evaluate(job, console, should_stop) if finished else None
-    if fidelity is None:
-        console.print(f"Stopped after {job.tokens:,} tokens. To go on: sae-train --resume {job.run.path}")
-    else:
-        report(job.run, fidelity, cfg, Console(soft_wrap=True))
-    return Result(job.run, fidelity)
+    try:
+        describe(job, console, resumed=resume is not None)
+        with open_observer(job, console) as observer:
+            finished = train_job(job, observer, should_stop)
+        fidelity = evaluate(job, console, should_stop) if finished else None
+        if fidelity is None:
+            console.print(f"Stopped after {job.tokens:,} tokens. To go on: sae-train --resume {job.run.path}")
+        else:
+            report(job.run, fidelity, cfg, Console(soft_wrap=True))
+        return Result(job.run, fidelity)
+    finally:
+        job.close()
 
 
 def describe(job: Job, console: Console, resumed: bool) -> None:
@@ -80,19 +82,7 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
 def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
     """Starts the job's held-out text from its beginning, in batches that the logits leave memory for."""
     batch = contexts_per_batch(job.model, job.cfg.data.context_length, job.cfg.fidelity.tokens)
-
-    def start() -> Iterator[Contexts]:
-        return ContextStream(
-            job.cfg.data,
-            job.model.tokenizer,
-            split="heldout",
-            seed=job.cfg.seed,
-            batch=batch,
-            epochs=1,
-            bos_token_id=job.model.bos_token_id,
-        )
-
-    return start
+    return lambda: open_heldout(job.cfg, job.model, batch)
 
 
 def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:

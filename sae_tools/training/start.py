@@ -23,6 +23,7 @@ from sae_tools.tracking.metrics import MetricsWriter
 from sae_tools.training.job import (
     Job,
     build_trainees,
+    check_heldout,
     open_buffer,
     open_model,
     open_stream,
@@ -43,6 +44,7 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     """
     device, model, sites = open_model(cfg, model)
     stream = open_stream(cfg, model)
+    check_heldout(cfg, model)
     cfg = cfg.model_copy(update={"provenance": provenance(model, stream.fingerprint())})
     run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
     run.write_config(cfg)

@@ -137,6 +137,7 @@ def test_dry_run_trains_nothing(sae_train: Command, tmp_path: Path):
         (["model.name=/nowhere/model"], r"/nowhere/model"),
         (["training.device=abacus"], r"abacus"),
         (["data.heldout=1.0"], r"train"),
+        (["data.heldout=0"], r"held-out part"),
     ],
 )
 def test_mistakes_in_the_settings(sae_train: Command, tmp_path: Path, overrides: list[str], said: str):

@@ -80,7 +80,7 @@ def test_a_resumed_run_drops_windows_past_its_checkpoint(tmp_path):
 def test_only_one_process_writes_a_run(tmp_path):
     run = RunDirectory.create(tmp_path, "job")
     run.config.write_text("")
-    run._release_lock()
+    run.release_lock()
     hold = "import fcntl, sys; f = open(sys.argv[1], 'r+'); fcntl.lockf(f, fcntl.LOCK_EX); print('held'); input()"
     with subprocess.Popen(
         [sys.executable, "-u", "-c", hold, run.path / ".lock"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
