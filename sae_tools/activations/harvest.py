@@ -76,7 +76,7 @@ class Harvester:
         def rows_of(hook: str) -> Tensor:
             return found[hook].flatten(0, 1).index_select(0, chosen)
 
-        position = torch.arange(tokens.shape[1]).expand(tokens.shape)
+        position = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape)
         return Rows(
             {site.name: rows_of(site.hook_name).float() for site in self.sites},
             tokens.flatten()[index].to(device),

@@ -41,11 +41,17 @@ def reconstruct(
     scale: Float[Tensor, " rows"] | None,
     position: Int[Tensor, " rows"],
 ) -> Reconstruction:
-    """Encode, decode and lift some tokens' activations `x` at the subject's site."""
+    """Encode, decode and lift some tokens' activations `x` at the subject's site.
+
+    Computed on the dictionary's device, which may be another than the model's; x_hat comes back to x's.
+    """
+    device, home = subject.dictionary.b_dec.device, x.device
+    x, position = x.to(device), position.to(device)
+    scale = None if scale is None else scale.to(device)
     z = subject.space.forward(x, scale=scale, position=position)
     z_hat, fired = encode_and_decode(subject.dictionary, z)
     x_hat = subject.space.lift(z_hat, scale=scale, position=position, x=x)
-    return Reconstruction(z, z_hat, x_hat, fired)
+    return Reconstruction(z, z_hat, x_hat.to(home), fired)
 
 
 def encode_and_decode(

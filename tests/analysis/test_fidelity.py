@@ -6,17 +6,18 @@ from collections.abc import Callable, Iterator
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM
 
 from sae_tools.activations.harvest import Harvester
 from sae_tools.analysis.fidelity import measure_fidelity
-from sae_tools.analysis.subject import Subject, kept_positions
+from sae_tools.analysis.subject import Subject, kept_positions, reconstruct
 from sae_tools.config import DictionaryConfig, FidelityConfig, RowsConfig, SpaceConfig, TopKConfig
-from sae_tools.dictionaries import TopKDictionary, build_dictionary
+from sae_tools.dictionaries import ReLUDictionary, TopKDictionary, build_dictionary
 from sae_tools.models.load import LanguageModel, load_model
-from sae_tools.models.sites import resolve_site
+from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts, Rows
-from sae_tools.spaces import build_space
+from sae_tools.spaces import Space, build_space
 from tests.tiny_models import tiny_model
 
 ROWS = RowsConfig()
@@ -154,3 +155,17 @@ def test_everything_against_hugging_face_with_plain_hooks(model, contexts):
     codes = subject.dictionary.encode(subject.space.forward(u))
     assert found["l0"] == pytest.approx((codes > 0).sum().item() / len(u))
     assert found["dead"] == int(((codes > 0).sum(0) == 0).sum())
+
+
+def test_a_dictionary_may_be_on_another_device_than_the_model(monkeypatch):
+    """A model handed over in memory stays where it is. Fake tensors compute nothing, but refuse to mix devices."""
+    monkeypatch.setattr("torch._functorch.config.fake_tensor_allow_meta", True)
+    with FakeTensorMode():
+        site = Site("mlp_out", 0, "blocks.0.hook_mlp_out", 4)
+        there = [torch.zeros(*shape, device="meta") for shape in ((6, 4), (6,), (6, 4), (4,), (4, 4))]
+        *weights, A = there
+        space = Space("logit_update", site, 4, 4, "token", 1.0, weights[-1], weights[-1], A, A)
+        subject = Subject("it", site, space, ReLUDictionary(*weights))
+        result = reconstruct(subject, torch.zeros(3, 4), torch.ones(3), torch.zeros(3, dtype=torch.int64))
+        assert result.x_hat.device.type == "cpu"
+        assert result.z_hat.device.type == result.fired.device.type == "meta"
