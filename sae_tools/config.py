@@ -141,7 +141,7 @@ class ReLUConfig(Section):
     """Steps after which dead features are resampled ('Towards Monosemanticity', appendix)."""
     resample_dead_steps: int = Field(default=12_500, ge=1)
     """Dead, for resampling: fired on none of this many preceding steps."""
-    resample_inputs: int = Field(default=819_200, ge=1)
+    resample_inputs: int = Field(default=819_200, ge=1, le=2**24)
     """Rows whose loss decides which inputs the resampled features start from."""
 
 

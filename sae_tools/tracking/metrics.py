@@ -35,7 +35,7 @@ class MetricsWriter:
 
     def write(self, record: dict[str, Any]) -> None:
         """Append one line. Numbers that are not finite become null, which is what JSON has for them."""
-        line = json.dumps(_finite(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
+        line = json.dumps(finite_or_null(record), separators=(",", ":"), allow_nan=False).encode() + b"\n"
         with atomic.space_on_device_for(self.path):
             while line:
                 line = line[self._file.write(line) :]
@@ -75,9 +75,10 @@ def _whole_lines(path: Path) -> list[bytes]:
     return lines
 
 
-def _finite(value: Any) -> Any:
+def finite_or_null(value: Any) -> Any:
+    """The value with null for every number in it that is not finite, which JSON cannot hold."""
     if isinstance(value, dict):
-        return {key: _finite(part) for key, part in value.items()}
+        return {key: finite_or_null(part) for key, part in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(part) for part in value]
+        return [finite_or_null(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -17,7 +17,7 @@ from sae_tools.models.load import LanguageModel
 from sae_tools.rows import Contexts
 from sae_tools.runs import atomic
 from sae_tools.runs.directory import RunDirectory
-from sae_tools.tracking.metrics import read_metrics
+from sae_tools.tracking.metrics import finite_or_null, read_metrics
 from sae_tools.training.job import Job, open_heldout
 from sae_tools.training.loop import train_job
 from sae_tools.training.observer import open_observer
@@ -105,7 +105,9 @@ def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dic
         entry["training_tokens"] = job.tokens
         entry["tokens_per_s"] = speed
     job.run.analysis.mkdir(exist_ok=True)
-    atomic.write_text(job.run.analysis / "fidelity.json", json.dumps(fidelity, indent=1) + "\n")
+    atomic.write_text(
+        job.run.analysis / "fidelity.json", json.dumps(finite_or_null(fidelity), indent=1, allow_nan=False) + "\n"
+    )
     return fidelity
 
 

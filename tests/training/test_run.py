@@ -56,6 +56,15 @@ def test_held_out_tokens_outside_the_vocabulary_are_one_sentence(tmp_path: Path)
         run_job(cfg, console=Console(file=io.StringIO()))
 
 
+def test_a_figure_that_does_not_exist_is_null_in_the_file(tmp_path: Path, monkeypatch):
+    """Strict readers of JSON, browsers among them, refuse a bare NaN."""
+    monkeypatch.setattr("sae_tools.analysis.fidelity.recovered", lambda *_: float("nan"))
+    run = run_job(job_config(tmp_path, training__tokens=256), console=Console(file=io.StringIO())).run
+    text = (run.analysis / "fidelity.json").read_text()
+    assert json.loads(text)["acts"]["ce_recovered"] == {"zero": None, "mean": None}
+    assert "NaN" not in text
+
+
 def _is_held_out(ids: list[int], share: float) -> bool:
     from sae_tools.data.documents import Document, split_of_document
 
