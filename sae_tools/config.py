@@ -216,7 +216,7 @@ class FidelityConfig(Section):
     tokens: int = Field(default=65_536, ge=1)
     """Held-out tokens on which cross-entropy and KL are measured (and everything else)."""
     ultra_rare_below: float = Field(default=1e-4, gt=0)
-    """Ultra-rare: fires, but on less than this share of tokens (or on too few to tell: see README)."""
+    """Ultra-rare: fires, but on less than this share of the held-out tokens."""
     dense_above: float = Field(default=0.1, gt=0, lt=1)
 
 

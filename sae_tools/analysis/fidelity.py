@@ -94,8 +94,8 @@ def measure_fidelity(
 ) -> dict[str, dict[str, Any]]:
     """The figures described at the top of this file, by dictionary name; JSON-able.
 
-    batches: starts the held-out contexts from their beginning; they are read until `cfg.tokens` tokens are counted or
-        they run out. Called twice: once for the means.
+    batches: starts the held-out contexts from their beginning; whole contexts are read until `cfg.tokens` tokens
+        are counted or they run out. Called twice: once for the means.
     progress: called with the number of tokens counted so far.
     """
     norm = FinalNorm.of(model)
@@ -111,7 +111,8 @@ def measure_fidelity(
     original = NextTokenLoss()
     counted = 0
     for contexts in batches():
-        tokens = contexts.tokens.to(model.device)
+        enough = math.ceil((cfg.tokens - counted) / max(1, contexts.tokens.shape[1] - rows.skip_positions))
+        tokens = contexts.tokens[:enough].to(model.device)
         kept = kept_positions(tokens, rows, model.special_token_ids)
         clean = run_and_capture(model, tokens, sites)
         reference = log_softmax(clean.logits)

@@ -41,6 +41,7 @@ def rows(spaces: list[str]) -> Iterator[tuple[str, Callable[[dict[str, Any]], st
     for key in ("dead", "ultra_rare", "dense"):
         yield key.replace("_", "-"), lambda e, key=key: f"{e[key]:,}"
     yield "training tokens", lambda e: f"{e['training_tokens']:,}"
+    yield "passes over the text", lambda e: f"{e['text_passes']}"
     yield "tokens/s (whole job)", lambda e: f"{e['tokens_per_s']:,.0f}"
 
 

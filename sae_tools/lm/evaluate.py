@@ -41,7 +41,14 @@ def evaluate_lm(
     if model.tokenizer is None:
         raise UserError(f"{model.name} has no tokenizer, and bits per byte need one.")
     wanted = math.ceil(cfg.tokens / (cfg.data.context_length - 1))
-    stream = ContextStream(cfg.data, model.tokenizer, split="heldout", batch=wanted, bos_token_id=model.bos_token_id)
+    stream = ContextStream(
+        cfg.data,
+        model.tokenizer,
+        split="heldout",
+        batch=wanted,
+        bos_token_id=model.bos_token_id,
+        vocabulary=model.d_vocab,
+    )
     tokens = next(stream).tokens
     text = model.tokenizer.batch_decode(tokens[:, 1:], skip_special_tokens=True)
     loss = model_loss(model, tokens, cfg.batch_size)

@@ -53,11 +53,7 @@ def build_space(
     Raises UserError if the space does not read such a site, or if the sample is unusable (no rows at positions >= 1,
     not finite, all equal to the centre).
     """
-    if site.kind not in SITES_OF[cfg.kind]:
-        raise UserError(
-            f"space.kind '{cfg.kind}' reads {' or '.join(SITES_OF[cfg.kind])}, but the dictionary's site is "
-            f"'{site.name}'."
-        )
+    check_space(cfg, site)
     x = sample.activations[site.name]
     later = sample.position >= 1
     if not bool(later.any()):
@@ -106,6 +102,13 @@ def build_space(
         inverse_sigma_first=first,
         settings=cfg.model_dump(),
     ).to(dtype=dtype)
+
+
+def check_space(cfg: SpaceConfig, site: Site) -> None:
+    """UserError if the space does not read such a site."""
+    if site.kind not in SITES_OF[cfg.kind]:
+        kinds = " or ".join(SITES_OF[cfg.kind]).replace("or hook", "or any other hook")
+        raise UserError(f"space.kind '{cfg.kind}' reads {kinds}, but the dictionary's site is '{site.name}'.")
 
 
 def random_rotation(dim: int, seed: int) -> Float[Tensor, "dim dim"]:

@@ -18,7 +18,7 @@ from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Rows
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.seeds import generator
-from sae_tools.spaces import Root, build_space, logit_root
+from sae_tools.spaces import Root, build_space, check_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.trainee import Trainee
@@ -54,8 +54,14 @@ class Job:
 
 
 def resolve_sites(cfg: JobConfig, model: LanguageModel) -> dict[str, Site]:
-    """The site of every dictionary, by dictionary name. Raises UserError for a site that the model does not have."""
-    return {name: resolve_site(model, dictionary.site) for name, dictionary in cfg.dictionaries.items()}
+    """The site of every dictionary, by dictionary name.
+
+    Raises UserError for a site that the model does not have, or that the dictionary's space does not read.
+    """
+    sites = {name: resolve_site(model, dictionary.site) for name, dictionary in cfg.dictionaries.items()}
+    for name, site in sites.items():
+        check_space(cfg.dictionaries[name].space, site)
+    return sites
 
 
 def check_context_length(cfg: JobConfig, model: LanguageModel) -> None:

@@ -70,6 +70,8 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
     """What is about to happen, in a few lines."""
     buffer = job.buffer.describe()
     verb = f"Resuming at {job.tokens:,} tokens" if resumed else "Training"
+    if job.step == job.steps:
+        verb = "Trained already, to be measured again"
     console.print(f"{verb}: {len(job.trainees)} dictionaries on {job.model.name} → {job.run.path}")
     for trainee in job.trainees:
         d, space = trainee.dictionary, trainee.space
@@ -93,17 +95,19 @@ def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dic
         if should_stop():
             raise Stopped
 
-    with console.status("Measuring on held-out text"):
+    console.print(f"Measuring on {job.cfg.fidelity.tokens:,} held-out tokens")
+    with console.status("Measuring"):
         try:
             fidelity = measure_fidelity(
                 job.model, subjects, heldout_batches(job), job.cfg.rows, job.cfg.fidelity, progress
             )
         except Stopped:
             return None
-    speed = tokens_per_second(job.run)
+    records = read_metrics(job.run.metrics)
     for entry in fidelity.values():
         entry["training_tokens"] = job.tokens
-        entry["tokens_per_s"] = speed
+        entry["text_passes"] = records[-1]["data"]["epoch"] + 1
+        entry["tokens_per_s"] = tokens_per_second(records)
     job.run.analysis.mkdir(exist_ok=True)
     atomic.write_text(
         job.run.analysis / "fidelity.json", json.dumps(finite_or_null(fidelity), indent=1, allow_nan=False) + "\n"
@@ -111,9 +115,8 @@ def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dic
     return fidelity
 
 
-def tokens_per_second(run: RunDirectory) -> float:
+def tokens_per_second(records: list[dict[str, Any]]) -> float:
     """Rows per second over the whole of training, harvest included, all dictionaries together."""
-    records = read_metrics(run.metrics)
     seconds = sum(record["time"]["seconds"] for record in records)
     return records[-1]["tokens"] / seconds if seconds else 0.0
 

@@ -146,6 +146,19 @@ def test_mistakes_in_the_settings(sae_train: Command, tmp_path: Path, overrides:
     assert not list((tmp_path / "runs").glob("*")), "a run that never began left a folder"
 
 
+def test_dry_run_refuses_what_the_run_would(sae_train: Command, tmp_path: Path):
+    for override in ("dictionaries.acts.space.kind=resid", "dictionaries.acts.site=mlp_acts@7"):
+        dry = sentence(sae_train(write_job(tmp_path), override, "--dry-run"))
+        assert dry == sentence(sae_train(write_job(tmp_path), override))
+
+
+def test_held_out_figures_count_what_was_asked_for(finished: Path):
+    """Whole contexts of 31 rows: at most one more than the 600 tokens need."""
+    fidelity = json.loads((finished / "analysis" / "fidelity.json").read_text())
+    assert all(600 <= entry["tokens"] <= 631 for entry in fidelity.values())
+    assert all(entry["text_passes"] == 1 for entry in fidelity.values())
+
+
 def test_missing_configuration(sae_train: Command, tmp_path: Path):
     assert "none.yaml" in sentence(sae_train(tmp_path / "none.yaml"))
     assert "configuration" in sentence(sae_train())
