@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import typer
 
-from sae_tools.cli.common import StopSignals
+from sae_tools.cli.common import StopSignals, share_cores
 
 COMMAND = """
 import errno, sys, typer
@@ -110,3 +110,17 @@ def test_help_of_the_commands_leaves_torch_out():
             assert done.returncode == 0, done.stderr
             if words or not hasattr(app, "commands"):
                 assert "Example: sae-" in done.stdout
+
+
+def test_threads_share_the_cores_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "2000"
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    share_cores()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"
+    monkeypatch.delenv("GOMP_SPINCOUNT")
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    share_cores()
+    assert "GOMP_SPINCOUNT" not in os.environ
