@@ -34,6 +34,10 @@ def train(
         raise UserError("sae-train needs a configuration (such as configs/quickstart.yaml) or --resume RUN.")
     if config is not None and resume is not None and "=" in str(config) and not config.exists():
         config, overrides = None, [str(config), *(overrides or [])]  # sae-train --resume RUN key=value
+    if resume is not None:
+        from sae_tools.runs.directory import RunDirectory
+
+        RunDirectory.open(resume)  # says so if it is no run, before its configuration is looked for
     cfg = _job_config(config or (resume / "config.yaml" if resume else None), overrides or [])
 
     from sae_tools.memory import keep_freed_memory

@@ -3,8 +3,6 @@ inputs that the dictionary reconstructs badly."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -13,16 +11,6 @@ from sae_tools.dictionaries.base import Dictionary
 
 ENCODER_SCALE = 0.2
 """Norm of a resampled encoder row, as a share of the mean norm of the alive ones."""
-
-
-class Resampled(NamedTuple):
-    """What a resampling changed."""
-
-    features: Int[Tensor, " resampled"]
-    rows: Int[Tensor, " resampled"]
-    """For each feature the row it starts from."""
-    encoder_norm: float
-    """The norm that their encoder rows were given."""
 
 
 def selection_probabilities(losses: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
@@ -63,6 +51,8 @@ def restart_features_(
 ) -> float:
     """Start every dead feature again from its vector, in place; returns the norm of their new encoder rows.
 
+    vectors: one for each dead feature; in the paper they are inputs, b_dec not subtracted.
+
     The decoder row becomes the vector divided by its norm; the encoder row has the same direction and 0.2 times the
     mean norm of the alive features' encoder rows (of all, if none is alive); b_enc becomes 0. Adam's moments of exactly
     these parameters are set to zero; its step count, one per tensor, stays.
@@ -82,29 +72,3 @@ def restart_features_(
                 if isinstance(value, Tensor) and value.shape == parameter.shape:
                     value[features] = 0
     return float(norm)
-
-
-@torch.no_grad()
-def resample_(
-    dictionary: Dictionary,
-    optimiser: torch.optim.Optimizer | None,
-    dead: Bool[Tensor, " d_sae"],
-    inputs: Float[Tensor, "rows d_in"],
-    losses: Float[Tensor, " rows"],
-    generator: torch.Generator,
-    *,
-    subtract_b_dec: bool = False,
-    replacement: bool = True,
-) -> Resampled:
-    """Both steps on inputs in memory: draw a row for every dead feature, and start it again from there.
-
-    subtract_b_dec: take the direction of x - b_dec, what the encoder sees, in place of x; the text says "the input
-    vector", so that is the default.
-    """
-    features = dead.nonzero().squeeze(1)
-    directions = inputs - dictionary.b_dec if subtract_b_dec else inputs
-    rows = features.new_empty(0)
-    if features.numel():
-        lengths = directions.norm(dim=-1)
-        rows = draw_rows(losses, lengths, features.numel(), generator, replacement=replacement).to(features.device)
-    return Resampled(features, rows, restart_features_(dictionary, optimiser, dead, directions[rows]))

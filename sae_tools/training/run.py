@@ -58,7 +58,8 @@ def run_job(
             finished = train_job(job, observer, should_stop)
         fidelity = evaluate(job, console, should_stop) if finished else None
         if fidelity is None:
-            console.print(f"Stopped after {job.tokens:,} tokens. To go on: sae-train --resume {job.run.path}")
+            what = "Trained, but not measured yet" if finished else f"Stopped after {job.tokens:,} tokens"
+            console.print(f"{what}. To go on: sae-train --resume {job.run.path}")
         else:
             report(job.run, fidelity, cfg, Console(soft_wrap=True))
         return Result(job.run, fidelity)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from torch import Tensor
 
 from sae_tools.dictionaries import Dictionary, ReLUDictionary
 from sae_tools.seeds import generator
-from sae_tools.training.resample import resample_, selection_probabilities
+from sae_tools.training.resample import draw_rows, restart_features_, selection_probabilities
 
 
 def trained(seed: int = 0, d: int = 8, d_sae: int = 30) -> tuple[Dictionary, torch.optim.Adam, Tensor]:
@@ -23,6 +25,32 @@ def trained(seed: int = 0, d: int = 8, d_sae: int = 30) -> tuple[Dictionary, tor
         dictionary.losses(x, l1=0.1).loss.backward()
         optimiser.step()
     return dictionary, optimiser, x
+
+
+class Resampled(NamedTuple):
+    features: Tensor
+    rows: Tensor
+    encoder_norm: float
+
+
+def resample_(
+    dictionary: Dictionary,
+    optimiser: torch.optim.Optimizer | None,
+    dead: Tensor,
+    inputs: Tensor,
+    losses: Tensor,
+    g: torch.Generator,
+    *,
+    subtract_b_dec: bool = False,
+    replacement: bool = True,
+) -> Resampled:
+    """Both halves on inputs in memory, as a job does them on two passes over a stream."""
+    directions = (inputs - dictionary.b_dec if subtract_b_dec else inputs).detach()
+    rows = torch.empty(0, dtype=torch.int64)
+    if bool(dead.any()):
+        rows = draw_rows(losses, directions.norm(dim=-1), int(dead.sum()), g, replacement=replacement)
+    norm = restart_features_(dictionary, optimiser, dead, directions[rows])
+    return Resampled(dead.nonzero().squeeze(1), rows, norm)
 
 
 def test_probability_is_the_squared_loss() -> None:
