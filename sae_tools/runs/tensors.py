@@ -32,6 +32,7 @@ def save_tensors(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any] | 
     header = {"sae_tools": FORMAT, "meta": text, "sha256": _checksum(on_cpu, text)}
     with replacing(path) as temporary:
         save_file(on_cpu, temporary, metadata=header)
+        _sort_metadata(temporary)
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -59,6 +60,16 @@ def read_meta(path: Path) -> dict[str, Any]:
             return json.loads(_header(path, file.metadata())["meta"])
     except (OSError, SafetensorError) as error:
         raise _unreadable(path, error) from None
+
+
+def _sort_metadata(path: Path) -> None:
+    """Equal content makes equal files: safetensors writes the metadata in an order that changes between processes."""
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        file.seek(8)
+        file.write(json.dumps(header, separators=(",", ":")).encode().ljust(size))  # all ASCII, so as long as before
 
 
 def _header(path: Path, metadata: dict[str, str] | None) -> dict[str, str]:

@@ -41,6 +41,14 @@ def test_every_dtype_layout_and_shape_comes_back(tmp_path):
     assert os.listdir(tmp_path) == ["a"]
 
 
+def test_equal_content_makes_equal_bytes_in_every_process(tmp_path):
+    save_tensors(tmp_path / "a", {"b": torch.ones(3), "a": torch.zeros(2, dtype=torch.int64)}, {"z": "ä\x7f\n"})
+    content = (tmp_path / "a").read_bytes()
+    order = [content.index(key) for key in (b'"__metadata__"', b'"meta"', b'"sae_tools"', b'"sha256"', b'"a"', b'"b"')]
+    assert order == sorted(order)
+    assert content[8:].startswith(b'{"__metadata__"') and int.from_bytes(content[:8], "little") % 8 == 0
+
+
 def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
     save_tensors(tmp_path / "a", {"x": torch.ones(100_000)})
     loaded, _ = load_tensors(tmp_path / "a")
