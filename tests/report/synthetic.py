@@ -21,8 +21,8 @@ import torch
 
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import dump_config, parse_config
-from sae_tools.report.build import write_report
 from sae_tools.report.contents import Contents, load_contents
+from sae_tools.report.write import write_report
 from sae_tools.runs import atomic
 from sae_tools.runs.density import DensityWindow, Event
 from sae_tools.runs.tensors import save_tensors
