@@ -1,57 +1,110 @@
-"""From run directories to the report."""
+"""From run directories to the report: open what is to be shown, measure its features, pack them into a page."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
+
+import sae_tools
+from sae_tools.analysis.features import measure_features
+from sae_tools.analysis.sources import Group, Source, open_sources
+from sae_tools.config_report import ReportConfig
 from sae_tools.errors import UserError
-from sae_tools.report.blobs import count, encoded
-from sae_tools.report.contents import Contents
-from sae_tools.report.page import is_report, render
-from sae_tools.report.shards import write_shards
-from sae_tools.runs import atomic
+from sae_tools.report.contents import ModelShown, describe_source, load_contents, model_card
+from sae_tools.report.page import is_report
+from sae_tools.report.write import Progress, build_date, quiet, write_report
 
-Progress = Callable[[str, int, int], None]
-"""Called with the stage, how much of it is done, and of how much."""
+if TYPE_CHECKING:
+    from sae_tools.models.load import LanguageModel
 
 
-def write_report(contents: Contents, output: Path, progress: Progress = lambda stage, done, total: None) -> Path:
-    """Write the report to `output`, a file, or a folder if the contents are sharded; what is there is replaced.
+def build_report(
+    paths: str | Path | Sequence[str | Path],
+    cfg: ReportConfig | None = None,
+    output: str | Path | None = None,
+    *,
+    model: LanguageModel | None = None,
+    progress: Progress = quiet,
+) -> Path:
+    """Measure the features of runs and SAEs and write their report; returns the path of its page.
 
-    Returns the page's path. A folder that is there must be empty or a report. Raises UserError where it cannot be
-    written; then what was there stays.
+    paths: runs of ours (every dictionary at its newest complete checkpoint), or folders of SAEs in SAELens's format.
+    output: the file, or the folder where there are more than `cfg.shard_above` features (its page is index.html);
+        None: `report.html` (`report/`) in the run, or in the current directory if `paths` is not one run. There only a
+        report is replaced; a file that is named is replaced whatever it is, a folder only if it is a report or empty.
+    model: the language model if it is in memory, instead of loading it.
+    progress: called with the stage, how much of it is done, and of how much.
+
+    What was measured is kept beside the run (`analysis/features/`; otherwise in `<output>.analysis/`), so that a call
+    that was interrupted goes on, and one with other settings measures only what they change.
+    Raises UserError, one sentence, for what the user can mend.
     """
-    total = count(contents)
-
-    def counted():
-        for done, blob in enumerate(encoded(contents), 1):
-            yield blob
-            progress("packing", done, total)
-
+    cfg = cfg or ReportConfig()
+    paths = [Path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+    if cfg.threads is not None:
+        torch.set_num_threads(cfg.threads)
+    groups = open_sources(paths, cfg, model)
+    sources = [source for group in groups for source in group.sources]
+    sharded = sum(source.subject.dictionary.d_sae for source in sources) > cfg.shard_above
+    run = sources[0].run if len(paths) == 1 and sources[0].run == paths[0] else None
+    target = choose_output(output, run, sharded)
+    folder = (run / "analysis" if run is not None else target.with_name(f"{target.stem}.analysis")) / "features"
     try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        if contents.sharded:
-            if output.exists() and not is_report(output) and not (output.is_dir() and not any(output.iterdir())):
-                raise UserError(f"{output} is there and no report; name another folder with -o.")
-            with atomic.creating_folder(output) as folder:
-                write_shards(contents, counted(), folder)
-            return output / "index.html"
-        with atomic.replacing(output) as temporary, open(temporary, "w", encoding="utf-8", newline="\n") as file:
-            file.writelines(render(contents, counted()))
-        return output
-    except atomic.NoSpaceError:
-        raise
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the report cannot be written to {output} ({error.strerror}).") from None
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}).") from None
+    measure_features(groups, cfg, folder, progress)
+    order = {source.id: (k, source) for k, group in enumerate(groups) for source in group.sources}
+    contents = load_contents(
+        sources,
+        folder,
+        models=[shown_model(source, groups[order[source.id][0]]) for source in sources],
+        corpora=[{"model": group.model.name, "source": describe_source(group.data.source)} for group in groups],
+        version=sae_tools.__version__,
+        created=build_date(),
+        chunk=cfg.chunk,
+        sharded=sharded,
+    )
+    return write_report(contents, target, progress)
 
 
-def build_date() -> str:
-    """Now, or what SOURCE_DATE_EPOCH says (seconds since 1970), ISO 8601 in UTC."""
-    epoch = os.environ.get("SOURCE_DATE_EPOCH")
-    if epoch is not None and not epoch.isdecimal():
-        raise UserError(f"SOURCE_DATE_EPOCH is {epoch!r}, but must be a number of seconds.")
-    now = datetime.now(UTC) if epoch is None else datetime.fromtimestamp(int(epoch), UTC)
-    return now.strftime("%Y-%m-%dT%H:%M:%SZ")
+def shown_model(source: Source, group: Group) -> ModelShown:
+    """The model as the run wrote it down, or as it was loaded for a foreign SAE, with its card."""
+    provenance = source.config.provenance if source.config is not None else None
+    model = group.model
+    facts = (provenance or {}).get("model") or {
+        "name": model.folder.name if model.kind == "folder" and model.folder is not None else model.name,
+        "architecture": model.architecture,
+        "n_layers": model.n_layers,
+        "d_model": model.d_model,
+        "d_mlp": model.d_mlp,
+        "d_vocab": model.d_vocab,
+        "n_ctx": model.n_ctx,
+    }
+    return ModelShown(facts, model_card(model.folder))
+
+
+def choose_output(output: str | Path | None, run: Path | None, sharded: bool) -> Path:
+    """Where the report goes: a file, or a folder if sharded. UserError if that would replace what is no report."""
+    if output is None:
+        target = (run or Path()) / ("report" if sharded else "report.html")
+        if target.exists() and not (is_report(target) and target.is_dir() == sharded):
+            raise UserError(f"{target} is there and is not a report of sae_tools; name another place with -o.")
+        return target
+    target = Path(output)
+    if sharded and target.suffix == ".html":
+        raise UserError(
+            f"-o {target}: so many features make a folder of shards, so name a folder, or set shard_above higher."
+        )
+    if sharded and target.exists() and not replaceable(target):
+        raise UserError(f"-o {target} is there and neither empty nor a report of sae_tools; name another folder.")
+    if not sharded and target.is_dir():
+        raise UserError(f"-o {target} is a folder; name a file, such as {target / 'report.html'}.")
+    return target
+
+
+def replaceable(folder: Path) -> bool:
+    return folder.is_dir() and (is_report(folder) or not any(folder.iterdir()))
