@@ -1,0 +1,150 @@
+"use strict";
+/** Where a feature fires: its strongest contexts and a few from each of eleven even intervals down to the weakest. */
+{
+  const { h } = sae.dom;
+  const { format, figures, blobs } = sae;
+  let breaks = false;
+  let byPointer = false;
+  addEventListener("pointerdown", () => (byPointer = true), true);
+  addEventListener("keydown", () => (byPointer = false), true);
+
+  /** One context as data: tokens with activation and effect by their place in the window. */
+  const read = (chunk, corpus, meta, e, feature) => {
+    const { contexts } = chunk;
+    const [, length] = corpus.tokens.shape;
+    const flat = contexts.example_token[e];
+    const context = Math.floor(flat / length);
+    const position = flat % length;
+    const first = Math.max(0, position - meta.before);
+    const last = Math.min(length, position + meta.after + 1);
+    const values = new Float64Array(last - first);
+    const effects = new Float64Array(last - first);
+    const maximum = chunk.activations.maximum[feature];
+    for (let k = contexts.window_start[e]; k < contexts.window_start[e + 1]; k++) values[contexts.window_offset[k]] = (contexts.window_value[k] / 65535) * maximum;
+    const scale = contexts.effect_scale?.[feature] ?? 0;
+    const measured = Boolean(contexts.effect_measured?.[e]);
+    if (measured) for (let k = contexts.effect_start[e]; k < contexts.effect_start[e + 1]; k++) effects[contexts.effect_offset[k]] = (contexts.effect_value[k] / 32767) * scale;
+    return { e, context, position, first, ids: corpus.tokens.subarray(context * length + first, context * length + last), values, effects, measured, peak: position - first, value: contexts.example_value[e], maximum, scale, cut: last < length };
+  };
+
+  const describe = (example, at, vocabulary) => {
+    const rows = [sae.tokens.label(vocabulary[example.ids[at]] ?? "?"), ["activation", format.figures(example.values[at])]];
+    if (example.measured) rows.push(["effect of ablating", `${format.signed(example.effects[at], 4)} nats`]);
+    rows.push(["position", `${example.first + at} of context ${example.context}`]);
+    return rows;
+  };
+
+  const draw = (example, vocabulary, number) => {
+    const spans = [];
+    const line = h("div", { class: "tokens" });
+    example.ids.forEach((id, at) => {
+      const text = vocabulary[id] ?? `⟨token ${id}⟩`;
+      const value = example.values[at];
+      const effect = example.effects[at];
+      const span = sae.tokens.into(document.createElement("span"), text);
+      span.className = "token";
+      if (value > 0) {
+        span.classList.add("hot");
+        span.style.setProperty("--a", (0.12 + 0.88 * Math.min(1, value / example.maximum)).toFixed(3));
+        span.dataset.valueOf = "contexts.window_value";
+        span.dataset.value = String(value);
+      }
+      const size = example.scale ? Math.abs(effect) / example.scale : 0;
+      if (Math.abs(effect) >= 0.001) {
+        span.classList.add(effect > 0 ? "helps" : "hurts", `u${size > 0.5 ? 3 : size > 0.15 ? 2 : 1}`);
+        span.dataset.effect = String(effect);
+      }
+      if (at === example.peak) span.classList.add("peak");
+      spans.push(span);
+      line.append(span);
+      if (breaks && text.includes("\n")) line.append(document.createElement("br"));
+    });
+    if (example.first > 0) line.prepend(h("span", { class: "cut", "aria-hidden": "true" }, "…"));
+    if (example.cut) line.append(h("span", { class: "cut", "aria-hidden": "true" }, "…"));
+    const plain = Array.from(example.ids, (id) => vocabulary[id] ?? "?");
+    const row = h("div", {
+      class: "context", tabindex: "0", role: "group", "data-testid": "context", "data-index": String(example.e),
+      "aria-label": `Context ${number}, peak ${format.figures(example.value)} at ${sae.tokens.label(plain[example.peak] ?? "")}`,
+    }, sae.dom.value(example.value, "contexts.example_value", { index: String(example.e), format: format.figures, title: `peak at position ${example.position} of context ${example.context}` }), line);
+
+    let at = example.peak;
+    const point = (next, quiet) => {
+      spans[at].classList.remove("under");
+      at = Math.max(0, Math.min(spans.length - 1, next));
+      spans[at].classList.add("under");
+      const rows = describe(example, at, vocabulary);
+      sae.tip.at(spans[at], rows);
+      if (!quiet) sae.tip.speak(rows);
+    };
+    const leave = () => {
+      spans[at].classList.remove("under");
+      sae.tip.hide();
+    };
+    row.addEventListener("focus", () => byPointer || point(example.peak, true));
+    row.addEventListener("blur", leave);
+    row.addEventListener("keydown", (event) => {
+      const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
+      // After a click the arrows still turn the page; only a context reached by the keyboard takes them.
+      if (to == null || event.altKey || event.ctrlKey || event.metaKey || !spans[at].classList.contains("under")) return;
+      event.preventDefault();
+      event.stopPropagation();
+      point(to);
+    });
+    row.addEventListener("pointerover", (event) => {
+      const span = event.target.closest?.(".token");
+      if (!span) return;
+      sae.tip.at(span, describe(example, spans.indexOf(span), vocabulary));
+    });
+    row.addEventListener("pointerleave", () => sae.tip.hide());
+    return row;
+  };
+
+  sae.panel({
+    id: "contexts",
+    view: "feature",
+    title: "Contexts",
+    render: async (root, ctx) => {
+      const { dictionary, feature } = ctx;
+      const [chunk, { corpus }] = await Promise.all([
+        ctx.blob(`features/${dictionary.id}/${Math.floor(feature / ctx.meta.chunk)}`), ctx.blob(`corpus/${dictionary.corpus}`)]);
+      const inside = feature % ctx.meta.chunk;
+      const { contexts } = chunk;
+      const [from, to] = [contexts.example_start[inside], contexts.example_start[inside + 1]];
+      if (from === to) {
+        return root.append(figures.nothing(`There are none: it fired on none of the ${format.integer(dictionary.tokens)} tokens that were read.`));
+      }
+      const intervals = ctx.corpus.intervals;
+      const maximum = chunk.activations.maximum[inside];
+      const holder = h("div", { class: "groups" });
+      const fill = () => {
+        const groups = [];
+        let number = 0;
+        for (let e = from; e < to; e++) {
+          const group = contexts.example_group[e];
+          if (groups.at(-1)?.group !== group) groups.push({ group, rows: [] });
+          groups.at(-1).rows.push(draw(read(chunk, corpus, ctx.corpus, e, inside), corpus.vocabulary, ++number));
+        }
+        holder.replaceChildren(...groups.map(({ group, rows }) => h("div", { class: `group ${group ? "" : "top-group"}` },
+          h("h3", {}, group === 0 ? "Strongest" : `${format.figures(((group - 1) / intervals) * maximum, 3)} to ${format.figures((group / intervals) * maximum, 3)}`,
+            group === 0 ? null : h("small", {}, `interval ${group} of ${intervals}`)), rows)));
+      };
+      fill();
+      const id = sae.dom.id("breaks");
+      const measured = contexts.effect_measured?.subarray(from, to).some((one) => one);
+      const ramp = h("span", { class: "token-ramp", "aria-hidden": "true" }, [0.12, 0.34, 0.56, 0.78, 1].map((a) => h("span", { class: "token hot", css: { "--a": String(a) } }, "\u2003")));
+      root.append(
+        h("div", { class: "controls tight" },
+          h("span", { class: "legend" }, "activation 0", ramp, h("span", { class: "number" }, format.figures(maximum))),
+          measured ? h("span", { class: "legend" }, "ablating it: ", h("span", { class: "token helps u2" }, "worse (it helped)"), " ", h("span", { class: "token hurts u2" }, "better (it hurt)")) : null,
+          h("span", { class: "control" }, h("input", { type: "checkbox", id, checked: breaks, "data-testid": "breaks", on: { change: (event) => {
+            breaks = event.target.checked;
+            fill();
+          } } }), h("label", { for: id }, "line breaks"))),
+        holder,
+        h("p", { class: "note" }, `Ground: the feature's activation, from 0 to its maximum ${format.figures(maximum)} over ${format.integer(dictionary.tokens)} held-out tokens (${dictionary.unit}); the peak is ringed, its value at the left. `,
+          `Strongest: one peak per context, best first. Below: tokens drawn at random from each of ${intervals} even intervals of (0, maximum]. `,
+          measured ? "Underline: change of the loss at that token, −log p in nats, when the feature is taken away everywhere in the context and the dictionary's error is kept; solid blue where the loss rises (the feature helped), dotted red where it falls (it hurt); below 0.001 nats none. " : "",
+          "A loss stands under the token that is predicted. · is a space, ⏎ a newline, → a tab."));
+    },
+  });
+}
