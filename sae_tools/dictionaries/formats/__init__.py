@@ -1,5 +1,5 @@
 """Dictionary files that other programs write and read; one file per format."""
 
-from sae_tools.dictionaries.formats.saelens import export_saelens, load_saelens
+from sae_tools.dictionaries.formats.saelens import export_saelens, load_saelens, unfold
 
-__all__ = ["export_saelens", "load_saelens"]
+__all__ = ["export_saelens", "load_saelens", "unfold"]

@@ -29,6 +29,16 @@ LARGEST_CFG = 16 * 2**20
 """Bytes; a cfg.json is some kilobytes."""
 CHUNK = 4096
 """Features that are folded at once."""
+FLAT = (
+    "model_name",
+    "hook_name",
+    "hook_head_index",
+    "context_size",
+    "prepend_bos",
+    "dataset_path",
+    "model_from_pretrained_kwargs",
+)
+"""What SAELens before version 6 kept beside the weights' own settings, without a `metadata`."""
 
 
 @torch.no_grad()
@@ -59,6 +69,33 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
     folded = {name: torch.cat(tensors) for name, tensors in parts.items()}
     encoder = folded.pop("encoder")
     return {**folded, "W_enc": encoder.T.contiguous(), "b_dec": b_dec.float().cpu()}
+
+
+@torch.no_grad()
+def unfold(dictionary: Dictionary, space: Space) -> Dictionary:
+    """The inverse of `fold`: a dictionary that acts on the activations of `space`'s site, in the space's coordinates.
+
+    W_dec = F applied to W_dec', b_dec = forward(b_dec'), W_enc = W_enc' seen through lift, b_enc = b_enc'; float32, on
+    the CPU. Pre-activations are the same on every row, and lift of the reconstruction is the reconstruction; what was
+    folded comes back up to what no activation can show (parts in null directions of the space) and float32 rounding.
+    Raises ValueError for a space that is not foldable, and for a dictionary of another width.
+    """
+    forward, lift = space.affine()
+    if dictionary.d_in != space.mean.shape[0]:
+        raise ValueError(
+            f"a dictionary of width {dictionary.d_in} does not act on activations of {space.mean.shape[0]}"
+        )
+    encoder, W_dec = [], []
+    for rows in torch.arange(dictionary.d_sae).split(CHUNK):
+        encoder.append(lift.pull_back(dictionary.encoder[rows]).float().cpu())
+        W_dec.append(forward.linear(dictionary.W_dec[rows]).float().cpu())
+    b_dec = forward(dictionary.b_dec.double()).float().cpu()
+    tensors = (torch.cat(encoder), dictionary.b_enc.detach().float().cpu().clone(), torch.cat(W_dec), b_dec)
+    if isinstance(dictionary, TopKDictionary):
+        return TopKDictionary(
+            *tensors, k=dictionary.k, aux_k=dictionary.aux_k, aux_coefficient=dictionary.aux_coefficient
+        )
+    return ReLUDictionary(*tensors, form="unit-norm")  # fold has brought free decoders to norm 1
 
 
 def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metadata: dict[str, Any]) -> None:
@@ -141,6 +178,7 @@ def load_saelens(path: str | Path, *, fold_decoder_norm: bool | None = None) -> 
     metadata = cfg.get("metadata", {})
     if not isinstance(metadata, dict):
         raise UserError(f"{path / CFG}: 'metadata' must be an object.")
+    metadata = {key: cfg[key] for key in FLAT if key in cfg} | metadata
     architecture = _supported(cfg, path / CFG)
     tensors = _read_weights(path / WEIGHTS, cfg)
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))

@@ -1,0 +1,217 @@
+"""What a report is about: runs of ours and anybody's SAEs, opened with the model and the text they belong to.
+
+A run says everything itself. An SAE's metadata (`cfg.json`) usually names its model, site and text; what it leaves
+open, or names in a way that would need the network, is asked of the user (`ReportConfig`), never guessed or fetched.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_tools.analysis.metadata import data_of, model_of, rows_of, same_text
+from sae_tools.analysis.origins import Origin, find_origins, name_origins
+from sae_tools.analysis.subject import Subject
+from sae_tools.config import DataConfig, JobConfig, RowsConfig
+from sae_tools.config_report import ReportConfig
+from sae_tools.device import pick_device
+from sae_tools.dictionaries import Dictionary
+from sae_tools.dictionaries.formats.saelens import load_saelens, unfold
+from sae_tools.errors import UserError
+from sae_tools.models.final_norm import FinalNorm
+from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.parameters import weights_fingerprint
+from sae_tools.models.sites import Site, resolve_site
+from sae_tools.runs.tensors import load_tensors
+from sae_tools.spaces.build import SITES_OF
+from sae_tools.spaces.space import Space
+
+SPACE = "space.safetensors"
+"""Beside a checkpoint of ours: the coordinates it was trained in."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dictionary to be shown."""
+
+    id: str
+    """Letters, digits, `.`, `_` and `-`; unique in a report: the dictionary's name, with `<run>--` before it where
+    several runs or SAEs are shown."""
+    path: Path
+    """Folder of the checkpoint."""
+    run: Path | None
+    """The run of ours that it belongs to."""
+    config: JobConfig | None
+    """That run's."""
+    tokens: int | None
+    """Trained on; None where the metadata does not say."""
+    metadata: dict[str, Any]
+    """cfg.json's, with `architecture`, `d_in` and `d_sae` beside it."""
+    subject: Subject
+    """In its own space (an SAE of others: the site's own coordinates), on the device that the report is made on."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Sources that are read on one corpus: the same model, text and rows."""
+
+    model: LanguageModel
+    data: DataConfig
+    rows: RowsConfig
+    sources: list[Source]
+
+
+def open_sources(paths: list[Path], cfg: ReportConfig, model: LanguageModel | None = None) -> list[Group]:
+    """Everything at `paths`, in their order, grouped by what can share a corpus; a model is loaded once.
+
+    paths: run directories (every dictionary, at the newest checkpoint that all of them have), checkpoint folders in
+        them, or other folders in SAELens's format.
+    cfg: `model`, `data` and `rows` say what is used instead of what an SAE's metadata says, setting by setting; `site`
+        where an SAE reads that does not know its space. Where only runs are given the settings hold for them, else
+        runs keep their own.
+    model: one in memory for all of them; nothing is loaded then.
+
+    Raises UserError, one sentence, for what is missing, damaged, given twice or does not fit together, and for a model
+    or a text that could only come from the network and that the user did not name.
+    """
+    origins = find_origins(paths)
+    only_runs = all(origin.by_run for origin in origins)
+    if only_runs and cfg.site is not None:
+        raise UserError(f"site={cfg.site} is for an SAE that is no run of ours; {paths[0]} knows its own sites.")
+    own = cfg.model_copy(update={"model": None, "data": None, "rows": None})
+    models = _Models(cfg.device, model)
+    groups: dict[tuple[int, str, RowsConfig], Group] = {}
+    for origin, name in zip(origins, name_origins(origins), strict=True):
+        settings = own if origin.by_run and not only_runs else cfg
+        dictionary, metadata = load_saelens(origin.path)
+        lm = models.of(origin, metadata, settings)
+        subject = _subject(name, origin, dictionary, metadata, settings, lm)
+        data, rows = data_of(origin, metadata, settings, lm), rows_of(origin, metadata, settings)
+        source = Source(name, origin.path, origin.run, origin.config, _tokens(metadata), metadata, subject)
+        groups.setdefault((id(lm), same_text(data), rows), Group(lm, data, rows, [])).sources.append(source)
+    return list(groups.values())
+
+
+@dataclass
+class _Models:
+    """Loads each model once."""
+
+    device: str
+    given: LanguageModel | None
+    loaded: dict[tuple[str, str | None, str], LanguageModel] = field(default_factory=dict)
+
+    def of(self, origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> LanguageModel:
+        if self.given is not None:
+            return _checked(self.given, origin)
+        wanted = model_of(origin, metadata, cfg)
+        local = Path(wanted.name).expanduser()
+        place = str(local.resolve()) if wanted.name != "bundled" and local.is_dir() else wanted.name
+        key = (place, wanted.revision, wanted.dtype)
+        if key not in self.loaded:
+            try:
+                self.loaded[key] = load_model(
+                    wanted.name, revision=wanted.revision, dtype=wanted.dtype, device=self.device
+                )
+            except UserError as error:
+                raise UserError(f"{str(error).rstrip('.')}; name another with model.name=FOLDER.") from None
+        named = cfg.model is not None and "name" in cfg.model.model_fields_set
+        return self.loaded[key] if named else _checked(self.loaded[key], origin)
+
+
+def _checked(model: LanguageModel, origin: Origin) -> LanguageModel:
+    """The model, if it is the one that the run was trained on as far as the run's provenance tells."""
+    about = ((origin.config.provenance or {}).get("model") if origin.config else None) or {}
+    expected, dtype = about.get("weights_fingerprint"), str(model.dtype).removeprefix("torch.")
+    if expected is not None and about.get("dtype") == dtype and weights_fingerprint(model.bridge) != expected:
+        raise UserError(
+            f"{origin.run}: the weights of {model.name} are not those that it was trained on; name the right model: "
+            f"model.name=FOLDER."
+        )
+    return model
+
+
+def _subject(
+    name: str,
+    origin: Origin,
+    dictionary: Dictionary,
+    metadata: dict[str, Any],
+    cfg: ReportConfig,
+    model: LanguageModel,
+) -> Subject:
+    space = _saved_space(origin, metadata)
+    if space is None:
+        space = identity_space(_site(origin, metadata, cfg, model), model, metadata)
+        site = space.site
+        if dictionary.d_in != site.width:
+            raise UserError(
+                f"{origin.path}: the SAE has d_in = {dictionary.d_in}, but {site.name} of {model.name} is {site.width} "
+                f"wide; name another site (such as site=mlp_out@3) or model (model.name=FOLDER)."
+            )
+    else:
+        site = space.site
+        if resolve_site(model, site.name).width != site.width:
+            raise UserError(
+                f"{origin.path}: its site {site.name} is {site.width} wide, but not in {model.name}; name the model "
+                f"that it was trained on: model.name=FOLDER."
+            )
+        folded = metadata.get("coordinates") != "space"
+        if dictionary.d_in != (site.width if folded else space.dim):
+            raise UserError(f"{origin.path}: d_in = {dictionary.d_in} does not fit its {SPACE}.")
+        dictionary = unfold(dictionary, space) if folded else dictionary
+    device = pick_device(cfg.device)
+    return Subject(name, site, space.to(device), dictionary.requires_grad_(False).to(device))
+
+
+def _saved_space(origin: Origin, metadata: dict[str, Any]) -> Space | None:
+    """The space that a checkpoint of ours was trained in; None where only the folded export is there."""
+    if not isinstance(metadata.get("space"), dict):
+        return None
+    if (origin.path / SPACE).is_file():
+        return Space.from_state(*load_tensors(origin.path / SPACE))
+    if metadata.get("coordinates") == "space":
+        raise UserError(f"{origin.path}: the weights are those of a space, and its {SPACE} is missing.")
+    return None
+
+
+def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -> Space:
+    """The site's own coordinates, float32.
+
+    Where the metadata says that the model was loaded with `center_writing_weights` (TransformerLens, models with
+    LayerNorm), the SAE has seen the stream without its mean over the channels, and so the space takes it off.
+    """
+    kind = next(kind for kind, sites in SITES_OF.items() if site.kind in sites and kind != "logit_update")
+    zeros = torch.zeros(site.width)
+    loading = metadata.get("model_from_pretrained_kwargs")
+    centred = isinstance(loading, dict) and loading.get("center_writing_weights") is True
+    matrix = None
+    if (
+        centred
+        and site.width == model.d_model
+        and site.kind not in ("mlp_acts", "hook")
+        and FinalNorm.of(model).centres
+    ):
+        matrix = torch.eye(site.width) - 1 / site.width
+    rank = site.width if matrix is None else site.width - 1
+    return Space(kind, site, site.width, rank, "none", 1.0, zeros, zeros, matrix, matrix)
+
+
+def _site(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: LanguageModel) -> Site:
+    name = cfg.site or metadata.get("site") or metadata.get("hook_name")
+    if not isinstance(name, str):
+        raise UserError(f"{origin.path}: its metadata names no site; say where it reads, such as site=mlp_out@3.")
+    if cfg.site is None and metadata.get("hook_head_index") is not None:
+        raise UserError(f"{origin.path}: an SAE on one attention head (hook_head_index) is not supported.")
+    try:
+        return resolve_site(model, name)
+    except UserError as error:
+        raise UserError(
+            f"{origin.path}: {str(error).rstrip('.')}; name the right one, such as site=mlp_out@3."
+        ) from None
+
+
+def _tokens(metadata: dict[str, Any]) -> int | None:
+    counts = (metadata.get(key) for key in ("training_tokens", "tokens"))
+    return next((count for count in counts if type(count) is int and count >= 0), None)
