@@ -167,7 +167,7 @@ class Products:
         block, columns = self.block(left), self.columns(right)
         sub = 0
         while sub < left.stop - left.first:
-            stop = self._fitting(block, columns, sub)
+            stop = self._fitting(block, columns, right.stop - right.first, sub)
             rows = Part(left.dictionary, left.first + sub, left.first + stop)
             entries = slice(block.start[sub], block.start[stop])
             start = block.start[sub : stop + 1] - block.start[sub]
@@ -183,9 +183,8 @@ class Products:
                 yield right, rows, candidates(by_column.indptr, indices, by_column.data, count)
             sub = stop
 
-    def _fitting(self, block: Block, columns: sparse.csr_array, first: int) -> int:
+    def _fitting(self, block: Block, columns: sparse.csr_array, widest: int, first: int) -> int:
         """Where to stop so that the product of the features from `first` has at most PAIRS entries."""
-        widest = columns.shape[1]
         if (len(block.start) - 1 - first) * widest <= PAIRS:
             return len(block.start) - 1
         partners = np.diff(columns.indptr)[block.token[block.start[first] :]]

@@ -67,6 +67,9 @@ class Examples:
     """Place of the token counted from the window's first."""
     window_value: Float32[Tensor, " entries"]
     """The feature's activation there, > 0."""
+    lead_value: Float32[Tensor, " examples"]
+    """The feature's activation at the token before the window (it decides the prediction of the window's first token);
+    0 where it does not fire there or the window begins the context. Not part of the file."""
 
     def tensors(self) -> dict[str, Tensor]:
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -136,7 +139,7 @@ def examples_of(block: Block, length: int, cfg: ReportConfig) -> Examples:
     group = np.concatenate([np.zeros(len(top), np.int64), group])
     order = np.lexsort((block.token[chosen], -block.value[chosen], (-group) % 256, feature[chosen]))
     chosen, group = chosen[order], group[order]
-    entries, offset, per_window = window_entries(block, feature, chosen, length, cfg)
+    entries, offset, per_window, lead = window_entries(block, feature, chosen, length, cfg)
     return Examples(
         fires=torch.from_numpy(counts),
         maximum=torch.from_numpy(maximum),
@@ -149,6 +152,7 @@ def examples_of(block: Block, length: int, cfg: ReportConfig) -> Examples:
         window_start=starts(per_window),
         window_offset=torch.from_numpy(offset.astype(np.uint8)),
         window_value=torch.from_numpy(block.value[entries]),
+        lead_value=torch.from_numpy(lead),
     )
 
 
@@ -194,8 +198,9 @@ def window_entries(
     chosen: Int64[np.ndarray, " examples"],
     length: int,
     cfg: ReportConfig,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(indices of the firings in all examples' windows, their offsets in the window, number per window).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(indices of the firings in all examples' windows, their offsets in the window, number per window, activation at
+    the token before each window).
 
     chosen: the firing at each example's peak.
     """
@@ -207,7 +212,10 @@ def window_entries(
     begin = np.searchsorted(key, feature[chosen] << 31 | first)
     counts = np.searchsorted(key, (feature[chosen] << 31) + stop) - begin
     entries = ragged(begin, counts)
-    return entries, block.token[entries] - np.repeat(first, counts), counts
+    before = np.maximum(begin, 1) - 1  # the firing that comes before the window's
+    leads = (begin > 0) & (first > context) & (key[before] == (feature[chosen] << 31) + first - 1)
+    lead = np.where(leads, block.value[before], np.float32(0))
+    return entries, block.token[entries] - np.repeat(first, counts), counts, lead
 
 
 def starts(counts: np.ndarray) -> Int64[Tensor, " n+1"]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -16,11 +15,7 @@ from sae_tools.config_loading import dump_config
 from sae_tools.errors import UserError
 from sae_tools.runs import atomic, checkpoints
 from sae_tools.runs.density import drop_windows_after, window_files
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None
+from sae_tools.runs.lock import take_lock
 
 
 class RunDirectory:
@@ -140,17 +135,8 @@ class RunDirectory:
 
     def _take_lock(self) -> None:
         """Hold `.lock` until `release_lock`, or until the process ends, however it ends (the system releases it)."""
-        if fcntl is None or self._lock is not None:
-            return
-        descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(descriptor)
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                raise UserError(f"{self.path} is being written by another process; wait for it or stop it.") from None
-            return  # a file system without locks
-        self._lock = descriptor
+        if self._lock is None:
+            self._lock = take_lock(self.path)
 
     def release_lock(self) -> None:
         """This process has written what it wanted; another may go on with the run (or this one, by `drop_after`)."""
