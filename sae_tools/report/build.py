@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 
 import sae_tools
 from sae_tools.analysis.features import measure_features
-from sae_tools.analysis.sources import Group, Source, open_sources
+from sae_tools.analysis.sources import Source, open_sources
 from sae_tools.config_report import ReportConfig
 from sae_tools.errors import UserError
+from sae_tools.models.load import LanguageModel
+from sae_tools.models.parameters import parameter_count
 from sae_tools.report.contents import ModelShown, describe_source, load_contents, model_card
 from sae_tools.report.page import is_report
-from sae_tools.report.write import Progress, build_date, quiet, write_report
-
-if TYPE_CHECKING:
-    from sae_tools.models.load import LanguageModel
+from sae_tools.report.write import Progress, build_date, quiet, replaceable, write_report
 
 
 def build_report(
@@ -49,7 +48,7 @@ def build_report(
     groups = open_sources(paths, cfg, model)
     sources = [source for group in groups for source in group.sources]
     sharded = sum(source.subject.dictionary.d_sae for source in sources) > cfg.shard_above
-    run = sources[0].run if len(paths) == 1 and sources[0].run == paths[0] else None
+    run = paths[0] if len(paths) == 1 and (paths[0] / "config.yaml").is_file() else None
     target = choose_output(output, run, sharded)
     folder = (run / "analysis" if run is not None else target.with_name(f"{target.stem}.analysis")) / "features"
     try:
@@ -57,11 +56,10 @@ def build_report(
     except OSError as error:
         raise UserError(f"nothing can be written to {folder} ({error.strerror}).") from None
     measure_features(groups, cfg, folder, progress)
-    order = {source.id: (k, source) for k, group in enumerate(groups) for source in group.sources}
     contents = load_contents(
         sources,
         folder,
-        models=[shown_model(source, groups[order[source.id][0]]) for source in sources],
+        models=[shown_model(source, group.model, cfg) for group in groups for source in group.sources],
         corpora=[{"model": group.model.name, "source": describe_source(group.data.source)} for group in groups],
         version=sae_tools.__version__,
         created=build_date(),
@@ -71,11 +69,16 @@ def build_report(
     return write_report(contents, target, progress)
 
 
-def shown_model(source: Source, group: Group) -> ModelShown:
-    """The model as the run wrote it down, or as it was loaded for a foreign SAE, with its card."""
-    provenance = source.config.provenance if source.config is not None else None
-    model = group.model
-    facts = (provenance or {}).get("model") or {
+def shown_model(source: Source, model: LanguageModel, cfg: ReportConfig) -> ModelShown:
+    """The model as the run wrote it down, or as it was loaded where that is another or there is no run; its card."""
+    written = (source.config.provenance or {}).get("model") if source.config is not None else None
+    facts = written if cfg.model is None else None
+    return ModelShown(facts or loaded_model(model), model_card(model.folder))
+
+
+def loaded_model(model: LanguageModel) -> dict[str, Any]:
+    """As `LanguageModel.describe`, without what takes long; of a folder only its name, not where it is."""
+    return {
         "name": model.folder.name if model.kind == "folder" and model.folder is not None else model.name,
         "architecture": model.architecture,
         "n_layers": model.n_layers,
@@ -83,8 +86,8 @@ def shown_model(source: Source, group: Group) -> ModelShown:
         "d_mlp": model.d_mlp,
         "d_vocab": model.d_vocab,
         "n_ctx": model.n_ctx,
+        "parameters": parameter_count(model.bridge),
     }
-    return ModelShown(facts, model_card(model.folder))
 
 
 def choose_output(output: str | Path | None, run: Path | None, sharded: bool) -> Path:
@@ -100,11 +103,7 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
             f"-o {target}: so many features make a folder of shards, so name a folder, or set shard_above higher."
         )
     if sharded and target.exists() and not replaceable(target):
-        raise UserError(f"-o {target} is there and neither empty nor a report of sae_tools; name another folder.")
+        raise UserError(f"{target} is there and neither empty nor a report of sae_tools; name another folder with -o.")
     if not sharded and target.is_dir():
         raise UserError(f"-o {target} is a folder; name a file, such as {target / 'report.html'}.")
     return target
-
-
-def replaceable(folder: Path) -> bool:
-    return folder.is_dir() and (is_report(folder) or not any(folder.iterdir()))

@@ -83,7 +83,8 @@ def quantise(values: np.ndarray, scale: np.ndarray, steps: int) -> np.ndarray:
 
     What is not 0 does not become 0, so that an activation stays one.
     """
-    unit = np.divide(values, scale, out=np.zeros(np.shape(values), np.float64), where=scale > 0) * steps
+    values, scale = np.asarray(values, np.float64), np.asarray(scale, np.float64)
+    unit = np.divide(values, scale, out=np.zeros_like(values), where=scale > 0) * steps
     rounded = np.rint(unit)
     rounded = np.where((rounded == 0) & (unit != 0), np.sign(unit), rounded)
     return np.clip(rounded, -steps, steps).astype(np.uint16 if steps > 2**15 else np.int16)

@@ -15,12 +15,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from sae_tools.analysis.corpus import Corpus
+from sae_tools.analysis.feature_files import FeatureFile
 from sae_tools.config import FidelityConfig, JobConfig
 from sae_tools.config_loading import parse_config
 from sae_tools.errors import UserError
 from sae_tools.runs.density import DensityWindow, read_windows
 from sae_tools.runs.directory import RunDirectory
-from sae_tools.runs.tensors import load_tensors
 from sae_tools.tracking.metrics import read_metrics
 
 RARE_BELOW = 1e-3
@@ -73,9 +74,7 @@ class DictionaryShown:
     """Name of its RunShown."""
     name: str
     """Within the run."""
-    arrays: Mapping[str, np.ndarray]
-    """Of its feature file (analysis/feature_files.py)."""
-    meta: Mapping[str, Any]
+    file: FeatureFile
     windows: Sequence[DensityWindow]
     """Its history up to the checkpoint shown; empty: none."""
     fidelity: Mapping[str, Any] | None
@@ -83,12 +82,20 @@ class DictionaryShown:
     thresholds: FidelityConfig = field(default_factory=FidelityConfig)
 
     @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        return self.file.arrays
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        return self.file.meta
+
+    @property
     def d_sae(self) -> int:
-        return len(self.arrays["fires"])
+        return self.file.d_sae
 
     @property
     def has_logits(self) -> bool:
-        return "logit_norm" in self.arrays
+        return self.file.has_logits
 
 
 @dataclass(frozen=True)
@@ -181,10 +188,9 @@ def read_foreign(path: Path, name: str, model: ModelShown | None) -> RunShown:
 
 
 def read_dictionary(origin: Origin, run: RunShown, folder: Path) -> DictionaryShown:
-    tensors, meta = load_tensors(folder / f"{origin.id}.safetensors")
-    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    file = FeatureFile.load(folder / f"{origin.id}.safetensors")
     if origin.run is None or run.config is None:
-        return DictionaryShown(origin.id, run.name, origin.id, arrays, meta, [], None)
+        return DictionaryShown(origin.id, run.name, origin.id, file, [], None)
     name = origin.path.resolve().parents[1].name  # RUN/<name>/checkpoints/<tokens>
     windows = [
         window
@@ -194,7 +200,7 @@ def read_dictionary(origin: Origin, run: RunShown, folder: Path) -> DictionarySh
     entry = read_fidelity(origin.run / "analysis" / "fidelity.json").get(name)
     if entry is not None and entry.get("training_tokens") != origin.tokens:
         entry = None  # of another checkpoint
-    return DictionaryShown(origin.id, run.name, name, arrays, meta, windows, entry, run.config.fidelity)
+    return DictionaryShown(origin.id, run.name, name, file, windows, entry, run.config.fidelity)
 
 
 def read_fidelity(path: Path) -> dict[str, dict[str, Any]]:
@@ -210,15 +216,14 @@ def read_fidelity(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def read_corpus(folder: Path, k: int, model: str, source: str) -> CorpusShown:
-    tensors, meta = load_tensors(folder / f"corpus-{k}.safetensors")
+    corpus, _ = Corpus.load(folder / f"corpus-{k}.safetensors")
     path = folder / f"vocabulary-{k}.json"
     try:
         vocabulary = json.loads(read_text(path))
         tokens, special = vocabulary["tokens"], vocabulary["special"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise UserError(f"{path} is no vocabulary; remove it, and it is made again.") from None
-    counted = int(tensors["kept"].sum())
-    return CorpusShown(model, source, tensors["tokens"].numpy(), tensors["document"].numpy(), counted, tokens, special)
+    return CorpusShown(model, source, corpus.tokens.numpy(), corpus.document.numpy(), corpus.counted, tokens, special)
 
 
 def read_text(path: Path) -> str:

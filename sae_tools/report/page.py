@@ -30,6 +30,7 @@ CORE = [
     "tip",
     "plot",
     "canvas",
+    "windows",
     "classes",
     "list",
     "table",

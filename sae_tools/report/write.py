@@ -10,7 +10,7 @@ from pathlib import Path
 from sae_tools.errors import UserError
 from sae_tools.report.blobs import Blob, count, encoded
 from sae_tools.report.contents import Contents
-from sae_tools.report.page import render
+from sae_tools.report.page import is_report, render
 from sae_tools.report.shards import write_shards
 from sae_tools.runs import atomic
 
@@ -25,8 +25,11 @@ def quiet(stage: str, done: int, total: int) -> None:
 def write_report(contents: Contents, output: Path, progress: Progress = quiet) -> Path:
     """Write the report to `output`, a file, or a folder if the contents are sharded; what is there is replaced.
 
-    Returns the page's path. Raises UserError where it cannot be written; then what was there stays.
+    Returns the page's path. Raises UserError where it cannot be written, or where a folder would take the place of what
+    is neither empty nor a report; then what was there stays.
     """
+    if contents.sharded and output.exists() and not replaceable(output):
+        raise UserError(f"{output} is there and neither empty nor a report of sae_tools; name another folder with -o.")
     total = count(contents)
 
     def counted() -> Iterator[Blob]:
@@ -45,6 +48,11 @@ def write_report(contents: Contents, output: Path, progress: Progress = quiet) -
         return output
     except OSError as error:
         raise UserError(f"the report cannot be written to {output} ({error.strerror}).") from None
+
+
+def replaceable(folder: Path) -> bool:
+    """Whether a report as a folder may take the place of `folder`."""
+    return folder.is_dir() and (is_report(folder) or not any(folder.iterdir()))
 
 
 def build_date() -> str:

@@ -19,13 +19,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from sae_tools.analysis.corpus import Corpus
+from sae_tools.analysis.feature_files import save_features
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import dump_config, parse_config
 from sae_tools.report.contents import Contents, load_contents
 from sae_tools.report.write import write_report
 from sae_tools.runs import atomic
 from sae_tools.runs.density import DensityWindow, Event
-from sae_tools.runs.tensors import save_tensors
 
 HOSTILE = [
     "</script><img src=x onerror=alert(1)>",
@@ -111,15 +112,9 @@ def synthetic_run(
     tokens[:, 0] = 0
     kept = tokens != 0
     document = np.repeat(np.arange(contexts)[:, None] // 2, length, 1)
-    save_tensors(
-        files / "corpus-0.safetensors",
-        {
-            "tokens": torch.from_numpy(tokens.astype(np.int32)),
-            "kept": torch.from_numpy(kept),
-            "document": torch.from_numpy(document.astype(np.int32)),
-        },
-        {"counted": int(kept.sum()), "mean_inverse_scale": 0.25},
-    )
+    ids, numbers = (torch.from_numpy(array.astype(np.int32)) for array in (tokens, document))
+    corpus = Corpus(ids, torch.from_numpy(kept), numbers, int(kept.sum()), 0.25)
+    corpus.save(files / "corpus-0.safetensors", "synthetic")
     for i, dictionary in enumerate(names):
         site, d_in = SPACES[list(SPACES)[i % 3]]
         others = [other for other in names if other != dictionary]
@@ -128,9 +123,10 @@ def synthetic_run(
             "id": dictionary, "d_sae": features, "d_in": d_in, "site": site, "space": list(SPACES)[i % 3],
             "architecture": "topk", "k": 32, "unit": "own space, decoder row of norm 1", "corpus": 0,
             "tokens": int(kept.sum()), "length": length, "before": BEFORE, "after": AFTER, "intervals": INTERVALS,
-            "matches": others, "fingerprint": "synthetic", "training_tokens": trained,
+            "matches": others, "fingerprint": "synthetic", "training_tokens": trained, "settings": {},
         }  # fmt: skip
-        save_tensors(files / f"{dictionary}.safetensors", {k: torch.from_numpy(v) for k, v in arrays.items()}, meta)
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        save_features(files / f"{dictionary}.safetensors", tensors, meta)
         (run / dictionary / "checkpoints" / str(trained)).mkdir(parents=True, exist_ok=True)
         write_history(run / dictionary / "density", rng, fires / kept.sum(), windows, trained)
     assert config.name == name or name != "synthetic"
@@ -241,7 +237,12 @@ def write_config(run: Path, names: list[str], features: int, length: int, d_voca
         "name": run.name,
         "data": {"context_length": length},
         "dictionaries": {
-            name: {"site": SPACES[name.split("-")[0]][0], "space": {"kind": name.split("-")[0]}, "d_sae": features}
+            name: {
+                "site": SPACES[name.split("-")[0]][0],
+                "space": {"kind": name.split("-")[0]},
+                "d_sae": features,
+                "architecture": {"kind": "topk", "k": min(32, features)},
+            }
             for name in names
         },
         "provenance": {

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from sae_tools.tracking.stages import StageProgress
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def console(terminal: bool) -> tuple[Console, io.StringIO]:
+    out = io.StringIO()
+    return Console(file=out, force_terminal=terminal, width=120), out
+
+
+def test_speed_and_time_left_are_of_the_stage():
+    clock = Clock()
+    progress = StageProgress({"reading": "tokens"}, console=console(False)[0], clock=clock)
+    progress.update("reading", 1000, 4000)
+    assert progress.text() == "reading  25 %  1,000 of 4,000 tokens"
+    clock.now += 2
+    progress.update("reading", 2000, 4000)
+    assert progress.text() == "reading  50 %  2,000 of 4,000 tokens  500 tokens/s  0:04 left"
+    progress.update("packing", 0, 10)
+    assert progress.text() == "packing  0 %"
+    clock.now += 1
+    progress.update("packing", 5, 10)
+    assert progress.text() == "packing  50 %  0:01 left"
+    progress.update("nothing", 0, 0)
+    assert progress.text() == "nothing  0 %"
+
+
+def test_without_a_terminal_a_line_now_and_then():
+    clock = Clock()
+    screen, out = console(False)
+    with StageProgress(console=screen, clock=clock) as progress:
+        for done in range(1, 101):
+            clock.now += 1
+            progress.update("reading", done, 100)
+    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == ["30 %", "60 %", "90 %"]
+    assert "\x1b" not in out.getvalue()
+
+
+def test_a_terminal_shows_a_bar():
+    screen, out = console(True)
+    with StageProgress({"reading": "tokens"}, console=screen) as progress:
+        progress.update("reading", 30, 100)
+        assert progress._bar is not None
+        progress._bar.refresh()
+    assert "reading  30 %  30 of 100 tokens" in out.getvalue()
