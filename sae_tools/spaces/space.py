@@ -91,7 +91,7 @@ class Space:
         y = x.to(self.centre.dtype)
         if self.matrix is not None:
             y = y @ self.matrix
-        factor = self._inverse_sigma(scale, position)
+        factor = self.inverse_sigma_at(scale, position)
         if factor is not None:
             y = y * factor
         return (y - self.centre) / self.scale
@@ -113,7 +113,7 @@ class Space:
         mean of it. `scale` and `position` as in `forward`.
         """
         y = z * self.scale + self.centre
-        factor = self._inverse_sigma(scale, position)
+        factor = self.inverse_sigma_at(scale, position)
         if factor is not None:
             y = y / factor
         if self.matrix is None or self.inverse is None:
@@ -160,9 +160,11 @@ class Space:
             Affine(inverse, self.scale / factor, centre @ inverse / factor + null_mean),
         )
 
-    def _inverse_sigma(
+    def inverse_sigma_at(
         self, scale: Float[Tensor, " rows"] | None, position: Int[Tensor, " rows"] | None
     ) -> Float[Tensor, "rows 1"] | float | None:
+        """What the activations are multiplied by after M at each token, `scale` and `position` as in `forward`; one
+        number where it is the same everywhere, None for 1."""
         if self.ln == "none":
             return None
         if self.ln == "token":
