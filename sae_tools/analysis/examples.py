@@ -53,7 +53,7 @@ class Examples:
     """Mean of the activations > 0; 0 if there are none."""
     histogram: Int32[Tensor, "d_sae 44"]
     """Activations > 0 in even intervals of (0, maximum], each without its lower and with its upper end."""
-    example_start: Int64[Tensor, " d_sae+1"]
+    example_start: Int64[Tensor, " bounds"]
     """Feature i has the examples from start[i] to start[i + 1]."""
     example_token: Int32[Tensor, " examples"]
     """Flat index of the token at the peak."""
@@ -61,7 +61,7 @@ class Examples:
     """0: a top context; j >= 1: drawn from the j-th interval of (0, maximum], of which the last is the strongest."""
     example_value: Float32[Tensor, " examples"]
     """The activation at the peak."""
-    window_start: Int64[Tensor, " examples+1"]
+    window_start: Int64[Tensor, " window_bounds"]
     """Example e has the window entries from start[e] to start[e + 1]."""
     window_offset: UInt8[Tensor, " entries"]
     """Place of the token counted from the window's first."""
@@ -218,6 +218,6 @@ def window_entries(
     return entries, block.token[entries] - np.repeat(first, counts), counts, lead
 
 
-def starts(counts: np.ndarray) -> Int64[Tensor, " n+1"]:
+def starts(counts: np.ndarray) -> Int64[Tensor, " bounds"]:
     """Where each of some ragged rows begins, and where the last ends."""
     return torch.from_numpy(np.concatenate([[0], counts.cumsum()]).astype(np.int64))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sae_tools.analysis.examples import BINS
 from sae_tools.errors import UserError
-from sae_tools.runs.tensors import load_tensors, read_meta, save_tensors
+from sae_tools.runs.tensors import load_tensors, save_tensors
 
 FORMAT = 1
 
@@ -126,11 +126,13 @@ def first_misfit(tensors: dict[str, Tensor]) -> str | None:
     missing = SCHEMA.keys() - tensors.keys()
     if missing - LOGITS or (missing and missing != LOGITS):
         return f"{min(missing)} is missing"
+    if unknown := tensors.keys() - SCHEMA.keys():
+        return f"{min(unknown)[:50]} is unknown"
     sizes: dict[str, int] = {}
-    for name, tensor in tensors.items():
-        if name not in SCHEMA:
-            return f"{name[:50]} is unknown"
-        dtype, dims = SCHEMA[name]
+    for name, (dtype, dims) in SCHEMA.items():
+        if name not in tensors:
+            continue
+        tensor = tensors[name]
         fits = tensor.dtype == getattr(torch, dtype) and tensor.dim() == len(dims)
         for dim, size in zip(dims, tensor.shape, strict=False):
             if isinstance(dim, int):
@@ -144,12 +146,3 @@ def first_misfit(tensors: dict[str, Tensor]) -> str | None:
         if len(start) == 0 or int(start[0]) != 0 or int(start[-1]) != sizes[entries] or bool((start.diff() < 0).any()):
             return f"{name} does not rise from 0 to the number of entries"
     return None
-
-
-def fingerprint_of(path: Path) -> str | None:
-    """The fingerprint that the file was made with; None where there is no such file of this format."""
-    try:
-        meta = read_meta(path)
-    except UserError:
-        return None
-    return meta.get("fingerprint") if meta.get("format") == FORMAT else None

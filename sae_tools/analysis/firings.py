@@ -45,7 +45,7 @@ class Block(NamedTuple):
 
     first: int
     stop: int
-    start: Int64[np.ndarray, " features+1"]
+    start: Int64[np.ndarray, " bounds"]
     """Feature first + i has the firings from start[i] to start[i + 1], by rising token."""
     token: Int32[np.ndarray, " firings"]
     """Flat index in the corpus."""
@@ -66,7 +66,7 @@ class Firings:
     """The shards of one dictionary, complete and checked."""
 
     files: list[Path]
-    starts: Int64[np.ndarray, "shards d_sae+1"]
+    starts: Int64[np.ndarray, "shards bounds"]
 
     @property
     def d_sae(self) -> int:

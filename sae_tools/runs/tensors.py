@@ -91,6 +91,8 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 def _own(tensor: Tensor) -> Tensor:
     """Contiguous, on the CPU, and alone in its storage, as safetensors wants it."""
     tensor = tensor.detach().cpu().contiguous()
+    if not tensor.numel():  # which may come from numpy with strides of 0, and then has no bytes to look at
+        return torch.empty(tensor.shape, dtype=tensor.dtype)
     return tensor.clone() if tensor.untyped_storage().nbytes() != tensor.nbytes else tensor
 
 

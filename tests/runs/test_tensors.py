@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -47,6 +48,12 @@ def test_equal_content_makes_equal_bytes_in_every_process(tmp_path):
     order = [content.index(key) for key in (b'"__metadata__"', b'"meta"', b'"sae_tools"', b'"sha256"', b'"a"', b'"b"')]
     assert order == sorted(order)
     assert content[8:].startswith(b'{"__metadata__"') and int.from_bytes(content[:8], "little") % 8 == 0
+
+
+def test_an_empty_array_of_numpy(tmp_path):
+    """Its strides may be 0, so that torch cannot look at its bytes."""
+    save_tensors(tmp_path / "a", {"x": torch.from_numpy(np.array([], np.float32))})
+    assert load_tensors(tmp_path / "a")[0]["x"].equal(torch.empty(0))
 
 
 def test_loaded_tensors_do_not_depend_on_the_file(tmp_path):
