@@ -37,7 +37,7 @@
     const id = sae.dom.id("panel");
     const body = h("div", { class: "body" });
     const root = h("section", { class: `panel panel-${panel.id}`, "data-testid": `panel-${panel.id}`, "aria-labelledby": id },
-      h("h2", { id }, panel.title), body);
+      h("h2", { id, class: panel.quiet ? "unseen" : null }, panel.title), body);
     const done = (async () => {
       try {
         await panel.render(body, ctx);
@@ -107,6 +107,7 @@
     else if (!(same && (way === "flip" || ctx.route.view === "density"))) scrollTo(0, 0);
     const kept = focusKey && element.querySelector(`[data-keep="${focusKey}"]`);
     if (kept) kept.focus({ preventScroll: true });
+    else if (way === "flip") sae.dom.announce(titleOf(ctx));
     else if (way !== "first") element.querySelector("h1")?.focus({ preventScroll: true });
     sae.timed(way === "flip" ? "flip" : "view", start);
     if (way === "first") document.documentElement.dataset.ready = "1";
@@ -122,7 +123,7 @@
     }
   };
 
-  const remember = () => history.replaceState({ ...history.state, scroll: scrollY }, "");
+  const remember = () => history.replaceState({ scroll: scrollY, visited: true }, "");
 
   const go = (to, way = "go") => {
     remember();
@@ -153,7 +154,9 @@
     ({ meta } = await sae.blobs.get("report"));
     const themeButton = h("button", { type: "button", class: "tool", on: { click: sae.theme.toggle } });
     const nameTheme = () => {
-      themeButton.textContent = sae.theme.now() === "dark" ? "Light" : "Dark";
+      const other = sae.theme.now() === "dark" ? "Light" : "Dark";
+      themeButton.textContent = other;
+      themeButton.setAttribute("aria-label", `${other} theme`);
       for (const element of document.querySelectorAll(".responsive")) element.redraw?.();
     };
     sae.theme.onChange(nameTheme);
@@ -170,7 +173,7 @@
           h("a", { href: `#/${view}`, "data-view": view }, title))),
         h("div", { class: "tools" }, themeButton, h("button", { type: "button", class: "tool", "aria-label": "Keys", on: { click: sae.keys.help } }, "?"))),
       main,
-      h("footer", {}, `sae_tools ${meta.version ?? ""} · made ${String(meta.created ?? "").slice(0, 10)} · one report, no network`),
+      h("footer", {}, `sae_tools ${meta.version ?? ""} · made ${String(meta.created ?? "").slice(0, 10)}`),
       h("div", { class: "unseen", role: "status", "aria-live": "polite", "data-testid": "status" }));
     history.scrollRestoration = "manual";
     addEventListener("hashchange", () => {

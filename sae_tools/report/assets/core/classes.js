@@ -3,6 +3,16 @@
 {
   const names = ["dead", "ultra-rare", "rare", "normal", "dense"];
 
+  /** The least counts of the classes rare, normal and dense; found by the same division as in `of`. */
+  const borders = (tokens, [ultra, rare, dense]) => {
+    const least = (passes, about) => {
+      let n = Math.max(0, Math.floor(about) - 2);
+      while (!passes(n / tokens)) n++;
+      return n;
+    };
+    return [least((x) => x >= ultra, ultra * tokens), least((x) => x >= rare, rare * tokens), least((x) => x > dense, dense * tokens)];
+  };
+
   const classes = {
     names,
 
@@ -21,7 +31,11 @@
     /** The class of every feature, uint8. */
     all: (fires, tokens, bounds) => {
       const found = new Uint8Array(fires.length);
-      for (let i = 0; i < fires.length; i++) found[i] = classes.of(fires[i], tokens, bounds);
+      const [ultra, rare, dense] = borders(tokens, bounds);
+      for (let i = 0; i < fires.length; i++) {
+        const n = fires[i];
+        found[i] = n === 0 ? 0 : n < ultra ? 1 : n < rare ? 2 : n < dense ? 3 : 4;
+      }
       return found;
     },
 
@@ -34,7 +48,7 @@
 
     /** What a class means, in words; `tokens` is the number of tokens looked at. */
     definition: (index, [ultra, rare, dense], tokens) => {
-      const f = (x) => sae.format.figures(x, 2);
+      const f = sae.format.bound;
       return [
         `fired on none of ${sae.format.integer(tokens)} tokens`,
         `fired, on a share of tokens below ${f(ultra)}`,

@@ -43,29 +43,31 @@
     responsive: (element, draw) => {
       let width = 0;
       let theme = "";
-      const update = (force) => {
-        const now = Math.floor(element.clientWidth);
+      const update = (now, force) => {
         if (!now || (!force && now === width && theme === sae.theme.now())) return;
         width = now;
         theme = sae.theme.now();
         const content = draw(width);
         if (content) element.replaceChildren(content);
       };
-      element.redraw = () => element.isConnected && update(true);
-      if (element.isConnected) update(false);
-      else waiting.push(() => update(false));
-      new ResizeObserver(() => update(false)).observe(element);
+      const measure = () => Math.floor(element.clientWidth);
+      element.redraw = () => element.isConnected && update(measure(), true);
+      if (element.isConnected) update(measure());
+      else waiting.push({ measure, then: update });
+      new ResizeObserver(() => update(measure())).observe(element);
       return element;
     },
 
     /** Runs a function once the view being built stands in the page. */
-    mounted: (then) => waiting.push(then),
+    mounted: (then) => waiting.push({ measure: () => 0, then }),
 
     /** For the frame: the view stands in the page now. */
     settle: () => {
       const due = waiting;
       waiting = [];
-      for (const then of due) then();
+      // All widths first: a page is laid out once then, and not once for every chart.
+      const widths = due.map(({ measure }) => measure());
+      due.forEach(({ then }, i) => then(widths[i]));
     },
 
     /** Says something to screen readers without moving the focus. */

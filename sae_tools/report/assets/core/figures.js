@@ -8,11 +8,11 @@
     figure: ({ body, caption, data, wide }) => h("figure", { class: wide ? "wide" : "" }, body,
       h("figcaption", {}, caption), data),
 
-    /** The numbers of a figure, folded away; made when it is opened. `rows()` answers arrays of cells. */
-    numbers: (summary, headers, rows) => {
-      const details = h("details", { class: "numbers" }, h("summary", {}, summary));
+    /** The numbers of a figure, folded away; made when it is opened. `label` names the figure, `rows()` answers arrays of cells. */
+    numbers: (label, headers, rows) => {
+      const details = h("details", { class: "numbers" }, h("summary", {}, "Numbers", h("span", { class: "unseen" }, `: ${label}`)));
       details.addEventListener("toggle", () => {
-        if (details.open && details.childElementCount === 1) details.append(figures.table(headers, rows()));
+        if (details.open && details.childElementCount === 1) details.append(figures.table(headers, rows(), { label: `Numbers: ${label}` }));
       });
       return details;
     },

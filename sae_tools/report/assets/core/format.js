@@ -49,6 +49,12 @@
       return "10" + [...String(exponent)].map((character) => digits[character]).join("");
     },
 
+    /** A bound that somebody chose: 10⁻⁴, 0.1, 0.025. */
+    bound: (x) => {
+      const exponent = Math.round(Math.log10(x));
+      return x < 0.05 && Math.abs(Math.log10(x) - exponent) < 1e-9 ? format.power(exponent) : minus(String(Number(x.toPrecision(3))));
+    },
+
     /** 150 s, 12 min, 3.2 h */
     duration: (seconds) => {
       if (seconds == null) return "–";

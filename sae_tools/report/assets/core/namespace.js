@@ -7,7 +7,7 @@
  * `view` is run, spaces, density, features or feature. `render` fills `root` and may be async; it asks for data with
  * `await ctx.blob(name)` (see blobs.js) and knows `ctx.meta`, `ctx.dictionary` (its entry in meta), `ctx.feature`
  * (index), `ctx.route`, `ctx.go(route)`. Optional: `column: "side"` puts the panel into the margin column, and
- * `when(ctx)` leaves it out where it answers false.
+ * `quiet: true` keeps its title for screen readers only, and `when(ctx)` leaves it out where it answers false.
  */
 {
   const sae = {

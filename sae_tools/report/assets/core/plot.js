@@ -36,7 +36,7 @@
         if (grid) group.append(s("line", { class: "grid", x1: inner.left, x2: inner.right, y1: y, y2: y }));
         group.append(s("text", { x: inner.left - 6, y: y + 3.5, "text-anchor": "end" }, text));
       }
-      if (title) group.append(s("text", { class: "axis-title", x: 0, y: inner.top - 8 }, title));
+      if (title) group.append(s("text", { class: "axis-title", x: 0, y: Math.min(inner.top - 8, 11) }, title));
       svg.append(group);
     },
 
@@ -80,31 +80,39 @@
     },
 
     /**
-     * Bars over the edges of bins. `bars`: [{from, to, value, class, label, href, rows}] in data units; those with
-     * `href` are links, reached by one Tab stop and the arrow keys.
+     * Bars over the edges of bins. `bars`: [{from, to, value, class, label, href, rows}] in data units, `rows` being
+     * what the note says; those with `href` are links, reached by one Tab stop and the arrow keys.
      */
     bars: (svg, inner, scaleX, scaleY, bars) => {
       const group = s("g", { class: "bars" });
       const links = [];
+      const marks = [];
       for (const bar of bars) {
         const x0 = scaleX(bar.from);
         const x1 = scaleX(bar.to);
         const y = bar.value > 0 ? Math.min(scaleY(bar.value), inner.bottom - 1) : inner.bottom;
         const gap = x1 - x0 > 4 ? 1 : 0;
         const mark = s("rect", { class: `bar ${bar.class ?? ""}`, x: round(x0), y: round(y), width: round(Math.max(0.5, x1 - x0 - gap)), height: round(inner.bottom - y) });
-        const target = s("rect", { class: "target", x: round(x0), y: inner.top, width: round(x1 - x0), height: inner.bottom - inner.top });
-        const holder = bar.href && bar.value > 0 ? s("a", { href: bar.href, "aria-label": bar.label }) : s("g", {});
-        holder.append(target, mark);
-        if (bar.rows) {
-          const show = () => sae.tip.at(mark, bar.rows);
-          holder.addEventListener("pointerenter", show);
-          holder.addEventListener("focus", show);
-          holder.addEventListener("pointerleave", sae.tip.hide);
-          holder.addEventListener("blur", sae.tip.hide);
+        marks.push({ x0, x1, mark, bar });
+        if (!(bar.href && bar.value > 0)) {
+          group.append(mark);
+          continue;
         }
-        if (holder.localName === "a") links.push(holder);
-        group.append(holder);
+        const target = s("rect", { class: "target", x: round(x0), y: inner.top, width: round(x1 - x0), height: inner.bottom - inner.top });
+        const link = s("a", { href: bar.href, "aria-label": bar.label }, target, mark);
+        link.addEventListener("focus", () => sae.tip.at(mark, bar.rows));
+        link.addEventListener("blur", sae.tip.hide);
+        links.push(link);
+        group.append(link);
       }
+      svg.addEventListener("pointermove", (event) => {
+        const box = svg.getBoundingClientRect();
+        const x = event.clientX - box.left;
+        const found = marks.find(({ x0, x1 }) => x >= x0 && x < x1);
+        if (found?.bar.rows) sae.tip.at(found.mark, found.bar.rows);
+        else sae.tip.hide();
+      });
+      svg.addEventListener("pointerleave", sae.tip.hide);
       if (links.length) sae.dom.roving(group, links);
       svg.append(group);
     },

@@ -6,7 +6,7 @@
 {
   const { h } = sae.dom;
   const ROW = 30;
-  const SPARE = 10;
+  const SPARE = 6;
 
   /**
    * `columns`: [{key, title, about, width, kind, sortable, cell(row) → node or text}]; `href(row)` the page of a row;
@@ -17,6 +17,9 @@
     let first = -1;
     let last = -1;
     let active = 0; // the row that Tab reaches
+    // Asking the page for these would lay it out anew each time.
+    let height = 600;
+    let scroll = 0;
     const heads = columns.map((column) => {
       const inside = column.sortable === false ? column.title
         : h("button", { type: "button", class: "sort", on: { click: () => onSort(column.key) } }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }));
@@ -43,8 +46,7 @@
     };
 
     const draw = (force) => {
-      const height = element.clientHeight || 600;
-      const top = Math.max(0, Math.min(rows.length - 1, Math.floor(element.scrollTop / ROW)));
+      const top = Math.max(0, Math.min(rows.length - 1, Math.floor(scroll / ROW)));
       const bottom = Math.min(rows.length, top + Math.ceil(height / ROW) + 1);
       if (!force && top >= first && bottom <= last) return;
       const from = Math.max(0, top - SPARE);
@@ -59,7 +61,14 @@
       body.replaceChildren(...shown);
       if (focused != null) body.querySelector(`a[data-at="${focused}"]`)?.focus({ preventScroll: true });
     };
-    element.addEventListener("scroll", () => draw(false), { passive: true });
+    element.addEventListener("scroll", () => {
+      scroll = element.scrollTop;
+      draw(false);
+    }, { passive: true });
+    new ResizeObserver(() => {
+      height = element.clientHeight;
+      draw(false);
+    }).observe(element);
 
     const moveTo = (at) => {
       active = Math.max(0, Math.min(rows.length - 1, at));
@@ -67,6 +76,7 @@
       const room = element.clientHeight - 2 * ROW;
       if (top < element.scrollTop) element.scrollTop = top;
       else if (top > element.scrollTop + room) element.scrollTop = top - room;
+      scroll = element.scrollTop;
       draw(true);
       body.querySelector(`a[data-at="${active}"]`)?.focus({ preventScroll: true });
     };
@@ -96,12 +106,12 @@
           if (columns[c].key === sort) head.setAttribute("aria-sort", dir === "desc" ? "descending" : "ascending");
           else head.removeAttribute("aria-sort");
         });
+        const moved = scroll !== top;
+        scroll = top;
         draw(true);
-        element.scrollTop = top;
-        if (top) draw(true);
+        if (moved) element.scrollTop = top;
       },
-      refresh: () => draw(true),
-      top: () => element.scrollTop,
+      top: () => scroll,
     };
   };
   sae.table = { make };

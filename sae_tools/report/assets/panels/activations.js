@@ -34,7 +34,7 @@
       root.append(figures.figure({
         body,
         caption: [`The ${format.integer(fires)} activations > 0 in ${counts.length} even bins of (0, `, sae.dom.value(maximum, "activations.maximum", { index: String(feature) }), `]; the tone changes at the borders of the ${intervals} intervals from which contexts are drawn.`],
-        data: figures.numbers("Numbers", ["Activation up to", "Tokens"], () => Array.from(counts, (n, k) => [format.figures(edge(k + 1)), format.integer(n)])),
+        data: figures.numbers("histogram of activations", ["Activation up to", "Tokens"], () => Array.from(counts, (n, k) => [format.figures(edge(k + 1)), format.integer(n)])),
       }));
     },
   });

@@ -41,7 +41,8 @@
           svg.append(s("text", { class: "series-label", x: inner.right + 6, y: at }, `${classes.names[kind]} ${format.integer(counts.at(-1)[kind])}`));
         }
         for (const event of history.events) {
-          svg.append(s("line", { class: "event", x1: x(event.tokens), x2: x(event.tokens), y1: inner.top - 6, y2: inner.bottom }));
+          svg.append(s("line", { class: "event", x1: x(event.tokens), x2: x(event.tokens), y1: inner.top - 6, y2: inner.bottom }),
+            s("text", { class: "axis-note", x: x(event.tokens) + 4, y: inner.top - 6 }, `${event.kind} ${event.features.length}`));
         }
         const at = (event) => {
           const box = svg.getBoundingClientRect();
@@ -66,9 +67,9 @@
       });
       root.append(figures.figure({
         body,
-        caption: [h("b", {}, "Features by class. "), `From below: dead (fired on none of the window's n\u202f=\u202f${format.integer(history.tokens[0])} tokens), ultra-rare (below ${format.figures(bounds[0], 2)}), rare (below ${format.figures(bounds[1], 2)}), normal, dense (above ${format.figures(bounds[2], 2)}). `,
+        caption: [h("b", {}, "Features by class. "), `From below: dead (fired on none of the window's n\u202f=\u202f${format.integer(history.tokens[0])} tokens), ultra-rare (below ${format.bound(bounds[0])}), rare (below ${format.bound(bounds[1])}), normal, dense (above ${format.bound(bounds[2])}). `,
           history.events.length ? `Dashed: ${history.events.length === 1 ? "an event" : `${history.events.length} events`} such as resampling. ` : "", "Click an area to list its features."],
-        data: figures.numbers("Numbers", ["Tokens", ...classes.names], () => counts.map((one, w) => [format.integer(history.end[w]), ...one.map((n, kind) =>
+        data: figures.numbers("features by class", ["Tokens", ...classes.names], () => counts.map((one, w) => [format.integer(history.end[w]), ...one.map((n, kind) =>
           h("a", { href: address(kind, w) }, format.integer(n)))])),
       }));
     },

@@ -80,23 +80,19 @@
       spans[at].classList.remove("under");
       sae.tip.hide();
     };
-    row.addEventListener("focus", () => byPointer || point(example.peak, true));
-    row.addEventListener("blur", leave);
-    row.addEventListener("keydown", (event) => {
+    const keydown = (event) => {
       const to = { ArrowRight: at + 1, ArrowLeft: at - 1, Home: 0, End: spans.length - 1 }[event.key];
       // After a click the arrows still turn the page; only a context reached by the keyboard takes them.
       if (to == null || event.altKey || event.ctrlKey || event.metaKey || !spans[at].classList.contains("under")) return;
       event.preventDefault();
       event.stopPropagation();
       point(to);
-    });
-    row.addEventListener("pointerover", (event) => {
-      const span = event.target.closest?.(".token");
-      if (!span) return;
-      sae.tip.at(span, describe(example, spans.indexOf(span), vocabulary));
-    });
-    row.addEventListener("pointerleave", () => sae.tip.hide());
-    return row;
+    };
+    return {
+      row, keydown, blur: leave,
+      focus: () => byPointer || point(example.peak, true),
+      hover: (span) => sae.tip.at(span, describe(example, spans.indexOf(span), vocabulary)),
+    };
   };
 
   sae.panel({
@@ -115,14 +111,30 @@
       }
       const intervals = ctx.corpus.intervals;
       const maximum = chunk.activations.maximum[inside];
-      const holder = h("div", { class: "groups" });
+      // One listener for all contexts: a page has some thousand tokens, and has to turn quickly.
+      const shown = new Map();
+      const of = (event) => shown.get(event.target.closest?.(".context"));
+      const holder = h("div", { class: "groups", on: {
+        focusin: (event) => of(event)?.focus(),
+        focusout: (event) => of(event)?.blur(),
+        keydown: (event) => of(event)?.keydown(event),
+        pointerover: (event) => {
+          const span = event.target.closest?.(".token");
+          if (span) of(event)?.hover(span);
+          else sae.tip.hide();
+        },
+        pointerleave: () => sae.tip.hide(),
+      } });
       const fill = () => {
         const groups = [];
+        shown.clear();
         let number = 0;
         for (let e = from; e < to; e++) {
           const group = contexts.example_group[e];
           if (groups.at(-1)?.group !== group) groups.push({ group, rows: [] });
-          groups.at(-1).rows.push(draw(read(chunk, corpus, ctx.corpus, e, inside), corpus.vocabulary, ++number));
+          const context = draw(read(chunk, corpus, ctx.corpus, e, inside), corpus.vocabulary, ++number);
+          shown.set(context.row, context);
+          groups.at(-1).rows.push(context.row);
         }
         holder.replaceChildren(...groups.map(({ group, rows }) => h("div", { class: `group ${group ? "" : "top-group"}` },
           h("h3", {}, group === 0 ? "Strongest" : `${format.figures(((group - 1) / intervals) * maximum, 3)} to ${format.figures((group / intervals) * maximum, 3)}`,

@@ -75,19 +75,24 @@
       const keys = [...new Set(runs.flatMap((run) => Object.values(run.dictionaries ?? {}).flatMap((curves) => Object.keys(curves))))];
       const order = [...Object.keys(known).filter((key) => keys.includes(key)), ...keys.filter((key) => !known[key])];
       const grid = h("div", { class: "multiples" });
+      const constant = [];
       for (const key of order) {
         const series = seriesOf(runs, ctx.meta, key);
         const flat = series.flatMap((one) => one.points.map(([, y]) => y));
         if (!flat.length) continue;
         // Where penalties are off the loss is the squared error; one chart says it.
         const same = key === "squared_error" && JSON.stringify(series.map((one) => one.points)) === JSON.stringify(seriesOf(runs, ctx.meta, "loss").map((one) => one.points));
-        if (same || (flat.every((y) => y === 0) && key === "aux")) continue;
+        if (same) continue;
         const [title, about, logarithmic] = known[key] ?? [key, "", false];
+        if (key !== "l0" && flat.every((y) => y === flat[0])) {
+          constant.push(`${title.toLowerCase()}: ${format.figures(flat[0])}${about ? ` (${about})` : ""}`);
+          continue;
+        }
         const times = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
         grid.append(figures.figure({
           body: chart(series, key, logarithmic),
           caption: [h("b", {}, `${title}. `), about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : ""],
-          data: figures.numbers("Numbers", ["Tokens", ...series.map((one) => one.name)],
+          data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)],
             () => times.map((x) => [format.integer(x), ...series.map((one) => format.figures(one.points.find(([at]) => at === x)?.[1], 4))])),
         }));
       }
@@ -96,6 +101,7 @@
         known.speed = ["Speed", "", false];
         grid.append(figures.figure({ body: chart(speeds, "speed", false), caption: [h("b", {}, "Speed. "), `Tokens per second, reading and training all dictionaries of ${run.name} together.`] }));
       }
+      if (constant.length) grid.append(h("p", { class: "note" }, h("b", {}, "The same throughout, in every dictionary. "), `${constant.join("; ")}.`));
       root.append(grid.childElementCount ? grid : figures.nothing("This dictionary came without a record of its training."));
     },
   });

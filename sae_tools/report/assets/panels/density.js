@@ -14,9 +14,15 @@
       edge: (bin) => 10 ** (bin / PER_DECADE - decades),
       counts: ({ fires, tokens: n }) => {
         const counts = new Uint32Array(bins + 1); // the last one: fired on no token
+        const known = new Int16Array(Math.min(n, 1 << 16) + 1).fill(-1); // bins of the counts met so far
+        known[0] = bins;
         for (let i = 0; i < fires.length; i++) {
-          if (!fires[i]) counts[bins]++;
-          else counts[Math.max(0, Math.min(bins - 1, Math.floor((Math.log10(fires[i] / n) + decades) * PER_DECADE + 1e-9)))]++;
+          let bin = known[fires[i]] ?? -1;
+          if (bin < 0) {
+            bin = Math.max(0, Math.min(bins - 1, Math.floor((Math.log10(fires[i] / n) + decades) * PER_DECADE + 1e-9)));
+            if (fires[i] < known.length) known[fires[i]] = bin;
+          }
+          counts[bin]++;
         }
         return counts;
       },
@@ -27,8 +33,9 @@
     const bounds = classes.bounds(ctx.dictionary);
     const body = h("div", { class: "responsive chart-260" });
     return sae.dom.responsive(body, (width) => {
-      const { svg, inner } = plot.frame(width, 260, { left: 44, right: 8, top: 26, bottom: 36, role: "group", label: "Histogram of feature densities; every bar lists its features" });
+      const { svg, inner } = plot.frame(width, 260, { left: 44, right: 8, top: 40, bottom: 36, role: "group", label: "Histogram of feature densities; every bar lists its features" });
       const gutter = 34;
+      const dead = counts[bins.bins];
       const x = scales.linear([-bins.decades, 0], [inner.left + gutter, inner.right]);
       const y = scales.linear([0, top], [inner.bottom, inner.top]);
       const ticks = Array.from({ length: bins.decades + 1 }, (_, i) => ({ value: i - bins.decades, text: i === bins.decades ? "1" : format.power(i - bins.decades) }));
@@ -37,17 +44,16 @@
       svg.append(s("text", { class: "axis-note", x: inner.left + 11, y: inner.bottom + 15, "text-anchor": "middle" }, "0"));
       for (const bound of bounds) {
         const at = x(Math.log10(bound));
-        if (at > inner.left + gutter) svg.append(s("line", { class: "bound", x1: at, x2: at, y1: inner.top - 8, y2: inner.bottom }));
+        if (at > inner.left + gutter) svg.append(s("line", { class: "bound", x1: at, x2: at, y1: inner.top - 14, y2: inner.bottom }));
       }
       const borders = [-bins.decades, ...bounds.map(Math.log10), 0];
       for (let kind = 1; kind < 5; kind++) {
         const [a, b] = [x(Math.max(-bins.decades, borders[kind - 1])), x(borders[kind])];
-        if (b - a > 46) svg.append(s("text", { class: "bound-name", x: (a + b) / 2, y: inner.top - 12, "text-anchor": "middle" }, classes.names[kind]));
+        if (b - a > 46) svg.append(s("text", { class: "bound-name", x: (a + b) / 2, y: inner.top - 8, "text-anchor": "middle" }, classes.names[kind]));
       }
-      svg.append(s("text", { class: "bound-name", x: inner.left + 11, y: inner.top - 12, "text-anchor": "middle" }, "dead"));
+      svg.append(s("text", { class: "bound-name", x: inner.left + 11, y: inner.top - 8, "text-anchor": "middle" }, dead > top && width > 520 ? `dead ${format.integer(dead)}` : "dead"));
       const bars = [];
       const shown = (count) => Math.min(count, top);
-      const dead = counts[bins.bins];
       const place = x.invert;
       bars.push({ from: place(inner.left), to: place(inner.left + 22), value: shown(dead), class: "class-dead", href: address({ class: "dead" }), label: `${format.count(dead, "dead feature")}`, rows: ["dead", ["features", format.integer(dead)], ["fired on", `0 of ${format.integer(seen)} tokens`]] });
       for (let bin = 0; bin < bins.bins; bin++) {
@@ -57,7 +63,8 @@
         bars.push({ from: bin / PER_DECADE - bins.decades, to: (bin + 1) / PER_DECADE - bins.decades, value: shown(counts[bin]), class: `class-${classes.names[kind]}`, href: address({ min: low.toPrecision(6), max: bin + 1 === bins.bins ? "" : high.toPrecision(6) }), label: `${format.count(counts[bin], "feature")} of density ${range}`, rows: [`density ${range}`, ["features", format.integer(counts[bin])], ["class", classes.names[kind]]] });
       }
       plot.bars(svg, inner, x, y, bars);
-      if (dead > top) svg.append(s("text", { class: "axis-note", x: inner.left + 11, y: inner.top - 1, "text-anchor": "middle" }, format.integer(dead)));
+      // A bar that would dwarf the others ends at the top, with its number beside its name and a break drawn through it.
+      if (dead > top) svg.append(s("path", { class: "break", d: `M${inner.left - 2},${inner.top + 12}l26,-6` }));
       return svg;
     });
   };
@@ -66,9 +73,9 @@
     const body = h("div", { class: "responsive chart-260 over" });
     return sae.dom.responsive(body, (width) => {
       const height = 260;
-      const { svg, inner } = plot.frame(width, height, { left: 44, right: 8, top: 26, bottom: 36, label: "Heat map: number of features by density and by time of training" });
-      const strip = 14;
-      const bottom = inner.bottom - strip - 4;
+      const { svg, inner } = plot.frame(width, height, { left: 44, right: 8, top: 40, bottom: 36, label: "Heat map: number of features by density and by time of training" });
+      const strip = 12;
+      const bottom = inner.bottom - strip - 8;
       const x = scales.linear([history.start(0), history.end[history.count - 1]], [inner.left, inner.right]);
       const y = scales.linear([-bins.decades, 0], [bottom, inner.top]);
       const edges = [x(history.start(0)), ...Array.from(history.end, x)];
@@ -78,9 +85,9 @@
       const colour = scales.sequential();
       const depth = (count) => (count ? Math.log1p(count) / Math.log1p(deepest) : -1);
       sae.canvas.raster(context, { edges, top: inner.top, bottom, rows: bins.bins, colour, values: (w, row) => depth(matrix[w][bins.bins - 1 - row]) });
-      sae.canvas.raster(context, { edges, top: bottom + 4, bottom: inner.bottom, rows: 1, colour, values: (w) => depth(matrix[w][bins.bins]) });
+      sae.canvas.raster(context, { edges, top: inner.bottom - strip, bottom: inner.bottom, rows: 1, colour, values: (w) => depth(matrix[w][bins.bins]) });
       const ticks = Array.from({ length: bins.decades + 1 }, (_, i) => ({ value: i - bins.decades, text: i === bins.decades ? "1" : format.power(i - bins.decades) }));
-      plot.axisY(svg, inner, y, { title: "density", ticks, grid: false });
+      plot.axisY(svg, inner, y, { title: "density", ticks: ticks.slice(0, -1), grid: false });
       plot.axisX(svg, inner, x, { title: "tokens trained on", count: 4 });
       svg.append(s("text", { class: "axis-note", x: inner.left - 6, y: inner.bottom - 3, "text-anchor": "end" }, "0"));
       const line = s("line", { class: "hair strong", y1: inner.top, y2: inner.bottom });
@@ -96,7 +103,7 @@
         if (px < inner.left || px > inner.right || py < inner.top || py > inner.bottom) return null;
         let w = edges.findIndex((edge, i) => i > 0 && px <= edge) - 1;
         if (w < 0) w = history.count - 1;
-        return { w, bin: py > bottom + 2 ? bins.bins : Math.max(0, Math.min(bins.bins - 1, Math.floor((y.invert(py) + bins.decades) * PER_DECADE))) };
+        return { w, bin: py > bottom + 4 ? bins.bins : Math.max(0, Math.min(bins.bins - 1, Math.floor((y.invert(py) + bins.decades) * PER_DECADE))) };
       };
       svg.addEventListener("pointermove", (event) => {
         const at = under(event);
@@ -175,8 +182,8 @@
         chips,
         h("div", { class: "pair" }, figures.figure({
           body: place,
-          caption: [h("b", {}, "Log density of all features. "), `Classes: ultra-rare below ${format.figures(bounds[0], 2)}, rare below ${format.figures(bounds[1], 2)}, dense above ${format.figures(bounds[2], 2)}. Bars are a tenth of a decade wide; a bar lists its features.`, caption],
-          data: figures.numbers("Numbers", ["Density from", "Features"], () => [...bins.counts(marker.at < last ? history.of(marker.at) : heldout)].map((n, bin) => [bin === bins.bins ? "none" : format.scientific(bins.edge(bin), 2), format.integer(n)]).filter(([, n]) => n !== "0")),
+          caption: [h("b", {}, "Log density of all features. "), `Classes: ultra-rare below ${format.bound(bounds[0])}, rare below ${format.bound(bounds[1])}, dense above ${format.bound(bounds[2])}. Bars are a tenth of a decade wide; a bar lists its features.`, caption],
+          data: figures.numbers("histogram of densities", ["Density from", "Features"], () => [...bins.counts(marker.at < last ? history.of(marker.at) : heldout)].map((n, bin) => [bin === bins.bins ? "none" : format.scientific(bins.edge(bin), 2), format.integer(n)]).filter(([, n]) => n !== "0")),
         }), right));
       draw();
     },

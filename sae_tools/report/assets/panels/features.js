@@ -5,6 +5,8 @@
   const { format, figures, classes } = sae;
   const scrolled = new Map(); // address of a list → how far it was scrolled, for the way back
 
+  const narrow = () => matchMedia("(max-width: 640px)").matches;
+
   const columnsOf = (list) => {
     const { features, dictionary } = list;
     const { unit } = dictionary;
@@ -19,19 +21,26 @@
       return [h("span", { class: "microbar", "aria-hidden": "true" }, h("span", { class: `class-${classes.names[kinds[i]]}`, css: { width: `${length * 100}%` } })),
         sae.dom.value(share, "features.fires", { index: String(i), format: format.scientific })];
     };
-    return [
-      { key: "id", title: "Feature", width: 84, kind: "right", about: "Number of the feature in its dictionary", cell: (i) => String(i) },
+    const columns = [
+      { key: "id", title: "Feature", width: 76, kind: "right", about: "Number of the feature in its dictionary", cell: (i) => String(i) },
       { key: "density", title: "Density", width: 134, kind: "right", about: `Share of the ${format.integer(dictionary.tokens)} held-out tokens on which it is > 0; the bar is logarithmic from 1e-6 to 1`, cell: density },
       { key: "class", title: "Class", width: 92, sortable: false, about: "Density class", cell: (i) => classes.badge(kinds[i]) },
-      { key: "peak_token", title: "Tokens at peaks", width: 200, kind: "tokens", about: "Commonest tokens at the peaks of its top contexts", cell: chips("peak_token") },
-      { key: "logit_top", title: "Logits up", width: 200, kind: "tokens", about: "Tokens whose logits it raises most", cell: chips("logit_top") },
-      { key: "logit_bottom", title: "Logits down", width: 200, kind: "tokens", about: "Tokens whose logits it lowers most", cell: chips("logit_bottom") },
+      { key: "peak_token", title: "Tokens at peaks", width: 200, kind: "chips", about: "Commonest tokens at the peaks of its top contexts", cell: chips("peak_token") },
+      { key: "logit_top", title: "Logits up", width: 200, kind: "chips", about: "Tokens whose logits it raises most", cell: chips("logit_top") },
+      { key: "logit_bottom", title: "Logits down", width: 200, kind: "chips", about: "Tokens whose logits it lowers most", cell: chips("logit_bottom") },
       { key: "maximum", title: "Max", width: 76, kind: "right", about: `Greatest activation on held-out text (${unit})`, cell: number("maximum") },
       { key: "mean_active", title: "Mean", width: 76, kind: "right", about: `Mean activation where > 0 (${unit})`, cell: number("mean_active") },
       { key: "projection", title: "Proj.", width: 76, kind: "right", about: "Encoder vector along the unit decoder vector", cell: number("projection", (x) => format.fixed(x, 3)) },
       { key: "b_enc", title: "Bias", width: 76, kind: "right", about: "Encoder bias", cell: number("b_enc", (x) => format.fixed(x, 3)) },
       { key: "best_match", title: "Match", width: 76, kind: "right", about: "Best correlation with a feature of another dictionary; 0: none", cell: number("best_match", (x) => format.fixed(x, 3)) },
     ].filter(({ key }) => ["id", "density", "class"].includes(key) || features[key]);
+    // On a phone what a feature is about comes first; the class can still be chosen above the table.
+    if (narrow()) {
+      columns.find(({ key }) => key === "id").width = 60;
+      columns.find(({ key }) => key === "density").width = 84;
+      columns.push(...columns.splice(2, 1));
+    }
+    return columns;
   };
 
   sae.head("features", (ctx) => [h("h1", { tabindex: "-1" }, "Features"), figures.dictionaries(ctx)]);
@@ -40,6 +49,7 @@
     id: "features",
     view: "features",
     title: "Table of features",
+    quiet: true,
     render: async (root, ctx) => {
       const { dictionary, route } = ctx;
       const list = await sae.list.open(dictionary);
@@ -124,13 +134,12 @@
           classes.names.map((name, kind) => choice(name, [`${name} `, h("span", { class: "quiet number" }, format.integer(kinds[kind]))], classes.definition(kind, bounds, counts.tokens)))),
         h("div", { class: "count-line" }, total, chips),
         table.element,
-        h("p", { class: "note" }, `Density: share of the ${format.integer(dictionary.tokens)} held-out tokens on which a feature is > 0. Dead: on none of them, which bounds its density below ${format.scientific(3 / dictionary.tokens, 1)} (95\u202f%); ultra-rare below ${format.figures(bounds[0], 2)}, rare below ${format.figures(bounds[1], 2)}, dense above ${format.figures(bounds[2], 2)}. Activations in ${dictionary.unit}. `,
+        h("p", { class: "note" }, `Density: share of the ${format.integer(dictionary.tokens)} held-out tokens on which a feature is > 0. Dead: on none of them, which bounds its density below ${format.scientific(3 / dictionary.tokens, 1)} (95\u202f%); ultra-rare below ${format.bound(bounds[0])}, rare below ${format.bound(bounds[1])}, dense above ${format.bound(bounds[2])}. Activations in ${dictionary.unit}. `,
           "Put a search in quotes for the whole token; · stands for a space, ⏎ for a newline, → for a tab. Click a heading to sort, again to turn the order round."));
       const key = sae.routes.to("features", params);
-      select("filter");
-      sae.dom.mounted(() => {
-        select("filter", history.state?.scroll != null ? scrolled.get(key) ?? 0 : 0);
-      });
+      const back = history.state?.visited ? scrolled.get(key) ?? 0 : 0;
+      select("first");
+      if (back) sae.dom.mounted(() => select("first", back));
       table.element.addEventListener("scroll", () => scrolled.set(sae.routes.to("features", params), table.top()), { passive: true });
     },
   });

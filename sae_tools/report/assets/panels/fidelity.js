@@ -38,10 +38,10 @@
           return number == null ? "–" : sae.dom.value(number, `fidelity.${part ? `${key}.${part}` : key}`, { index: id, format: show });
         }),
       ]);
-      root.append(
-        figures.table(["", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
+      root.append(h("div", { class: "fidelity" },
+        figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
         h("div", { class: "definitions" }, h("h3", {}, "Definitions"), h("dl", {}, Object.entries(definitions).map(([key, text]) =>
-          h("div", {}, h("dt", {}, key), h("dd", {}, text))))));
+          h("div", {}, h("dt", {}, key), h("dd", {}, text)))))));
     },
   });
 }

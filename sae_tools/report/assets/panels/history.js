@@ -30,14 +30,12 @@
         const x = scales.log([Math.max(1, points[0].at * 0.9), history.end[history.count - 1]], [inner.left, inner.right]);
         const y = scales.log([floor, Math.min(1, top * 1.3)], [inner.bottom, inner.top]);
         const clamp = (value) => y(Math.max(floor, value));
-        plot.axisY(svg, inner, y, { title: "density" });
+        plot.axisY(svg, inner, y, { title: "density", count: 6 });
         plot.axisX(svg, inner, x, { title: "tokens trained on" });
         for (const bound of bounds) if (bound > floor && bound < top * 1.3) svg.append(s("line", { class: "bound", x1: inner.left, x2: inner.right, y1: y(bound), y2: y(bound) }));
         svg.append(s("path", { class: "interval-band", d: plot.band(points.map((point) => x(point.at)), points.map((point) => clamp(point.low)), points.map((point) => clamp(point.high))) }));
         svg.append(s("path", { class: "series colour-0", fill: "none", d: plot.path(points.map((point) => [x(point.at), point.fires ? y(point.density) : NaN])) }));
-        for (const point of points) {
-          if (!point.fires) svg.append(s("path", { class: "zero", d: `M${x(point.at) - 2.5},${inner.bottom - 5}h5l-2.5,4z` }));
-        }
+        svg.append(s("path", { class: "zero", d: points.filter((point) => !point.fires).map((point) => `M${(x(point.at) - 2.5).toFixed(1)},${inner.bottom - 5}h5l-2.5,4z`).join("") }));
         for (const event of events) {
           const at = x(Math.max(event.tokens, points[0].at));
           svg.append(s("line", { class: "event", x1: at, x2: at, y1: inner.top, y2: inner.bottom }), s("text", { class: "axis-note", x: at + 4, y: inner.top + 8 }, event.kind));
@@ -59,7 +57,7 @@
         caption: [`Share of the tokens on which it fired, in each of ${history.count} windows of training, with the Wilson 95\u202f% interval; both axes logarithmic, faint lines at the class borders. The dot at the end: held-out text. `,
           none ? `Triangles: the ${format.count(none, "window")} in which it never fired. ` : "",
           events.length ? `${events.map((event) => `${event.kind} after ${format.compact(event.tokens)} tokens`).join(", ")}.` : ""],
-        data: figures.numbers("Numbers", ["Tokens", "Fired", "of", "Density"], () => points.map((point) => [format.integer(history.end[point.w]),
+        data: figures.numbers("density over training", ["Tokens", "Fired", "of", "Density"], () => points.map((point) => [format.integer(history.end[point.w]),
           sae.dom.value(point.fires, "density.fires", { index: `${point.w} ${feature}`, format: format.integer }), format.integer(point.tokens), format.scientific(point.density)])),
       }));
     },

@@ -9,7 +9,7 @@
   const folded = (title, content) => (content ? h("details", { class: "full" }, h("summary", {}, title),
     h("pre", { tabindex: "0", role: "region", "aria-label": title }, content)) : null);
 
-  const pairs = (object) => figures.table(["Name", "Value"], Object.entries(object ?? {}).map(([key, value]) => [key, text(value)]), { className: "left" });
+  const pairs = (label, object) => figures.table(["Name", "Value"], Object.entries(object ?? {}).map(([key, value]) => [key, text(value)]), { label, className: "left" });
 
   const dictionaryRows = (meta, ids) => meta.dictionaries.filter((one) => ids.includes(one.id)).map((one) => [
     h("a", { href: sae.routes.to("features", { d: one.id }) }, figures.key(meta.dictionaries.indexOf(one)), one.id),
@@ -51,8 +51,8 @@
           h("div", { class: "folds" },
             folded("Configuration, with everything resolved", run.config),
             folded("Model card", model?.card),
-            data ? h("details", { class: "full" }, h("summary", {}, "Data and its fingerprint"), pairs(data)) : null,
-            run.versions ? h("details", { class: "full" }, h("summary", {}, "Versions"), pairs(run.versions)) : null));
+            data ? h("details", { class: "full" }, h("summary", {}, "Data and its fingerprint"), pairs(`Data of ${run.name}`, data)) : null,
+            run.versions ? h("details", { class: "full" }, h("summary", {}, "Versions"), pairs(`Versions of ${run.name}`, run.versions)) : null));
       }
     },
   });

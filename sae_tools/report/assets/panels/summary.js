@@ -32,6 +32,7 @@
     view: "feature",
     column: "top",
     title: "In figures",
+    quiet: true,
     render: async (root, ctx) => {
       const { dictionary, feature: i } = ctx;
       const list = await sae.list.open(dictionary);
@@ -49,7 +50,7 @@
       }
       root.append(figures.facts([
         ["Density, held out", h("span", {}, sae.dom.value(fires / dictionary.tokens, "features.fires", { index: String(i), format: format.scientific }), " ", classes.badge(kind),
-          h("small", {}, `${format.integer(fires)} of ${format.integer(dictionary.tokens)} tokens; 95\u202f%: ${format.scientific(low, 1)} to ${format.scientific(high, 1)}`)), "Share of held-out tokens on which the feature is > 0, with the Wilson interval"],
+          h("small", {}, `${format.integer(fires)} of ${format.integer(dictionary.tokens)} tokens${dead ? "" : `; 95\u202f%: ${format.scientific(low, 1)} to ${format.scientific(high, 1)}`}`)), "Share of held-out tokens on which the feature is > 0, with the Wilson interval"],
         dead ? null : ["Maximum", h("span", {}, value("maximum"), h("small", {}, "mean when active ", value("mean_active"))), `In ${dictionary.unit}`],
         ["Encoder · decoder", h("span", {}, value("projection", three), features.cosine ? h("small", {}, "cosine ", value("cosine", three)) : null), "Encoder vector along the unit decoder vector, and the cosine between the two"],
         ["Encoder bias", h("span", {}, value("b_enc", three), features.decoder_norm ? h("small", {}, "decoder norm ", value("decoder_norm", three)) : null)],
