@@ -21,6 +21,8 @@ from typing import Any
 from sae_tools.errors import UserError
 
 TEMPORARY = ".tmp-"
+_UMASK = os.umask(0)  # only by setting it can it be read
+os.umask(_UMASK)
 
 
 class NoSpaceError(UserError):
@@ -72,6 +74,8 @@ def replacing(path: Path) -> Iterator[Path]:
     with space_on_device_for(path):
         try:
             yield temporary
+            # safetensors makes files that nobody but their owner may read, whatever the user's umask says.
+            os.chmod(temporary, 0o666 & ~_UMASK)
             sync(temporary)
             os.replace(temporary, path)
             sync(path.parent)

@@ -5,6 +5,8 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sae_tools.errors import UserError
 from sae_tools.runs import atomic
@@ -108,3 +110,11 @@ def test_json_with_a_checksum(tmp_path):
             atomic.read_json(path)
     with pytest.raises(UserError, match="cannot be read"):
         atomic.read_json(tmp_path / "b.json")
+
+
+def test_files_have_the_permissions_that_the_user_s_umask_leaves(tmp_path):
+    plain = tmp_path / "plain"
+    plain.touch()
+    with atomic.replacing(tmp_path / "ours") as temporary:
+        save_file({"x": torch.zeros(2)}, temporary)
+    assert (tmp_path / "ours").stat().st_mode == plain.stat().st_mode
