@@ -14,10 +14,12 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.config import JobConfig as JobConfig
     from sae_tools.config import LMConfig as LMConfig
     from sae_tools.config_loading import load_config as load_config
+    from sae_tools.config_report import ReportConfig as ReportConfig
     from sae_tools.dictionaries import Dictionary as Dictionary
     from sae_tools.errors import UserError as UserError
     from sae_tools.models.load import LanguageModel as LanguageModel
     from sae_tools.models.load import load_model as load_model
+    from sae_tools.report.build import build_report as build_report
     from sae_tools.rows import Contexts as Contexts
     from sae_tools.rows import Rows as Rows
     from sae_tools.spaces import Space as Space
@@ -29,9 +31,11 @@ _HOME = {
     "JobConfig": "sae_tools.config",
     "LMConfig": "sae_tools.config",
     "LanguageModel": "sae_tools.models.load",
+    "ReportConfig": "sae_tools.config_report",
     "Rows": "sae_tools.rows",
     "Space": "sae_tools.spaces",
     "UserError": "sae_tools.errors",
+    "build_report": "sae_tools.report.build",
     "load_config": "sae_tools.config_loading",
     "load_model": "sae_tools.models.load",
     "run_job": "sae_tools.training.run",

@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from sae_tools.cli.common import INTERRUPTED, run_command
 
+if TYPE_CHECKING:
+    from sae_tools.config_report import ReportConfig
+
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
+
+UNITS = {
+    "reading text": "tokens",
+    "activations": "tokens",
+    "contexts": "features",
+    "logit weights": "features",
+    "geometry": "features",
+    "effects": "contexts",
+}
+"""What analysis/features.py counts in its stages."""
 
 
 @app.command(epilog="Example: sae-report runs/quickstart tokens=50_000 -o features.html")
 def report(
-    arguments: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATH… [KEY=VALUE]…",
-            help="Runs, or folders of SAEs in SAELens's format; then settings as key.path=value.",
-        ),
-    ],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, or the folder of an SAE in SAELens's format.")],
+    more: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="PATH|KEY=VALUE", help="More of them; settings as key.path=value."),
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -40,6 +52,7 @@ def report(
     from sae_tools.config_report import ReportConfig
     from sae_tools.errors import UserError
 
+    arguments = [path, *(more or [])]
     paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     overrides = [argument for argument in arguments if argument not in paths]
     if not paths:
@@ -47,7 +60,9 @@ def report(
     if port and not serve:
         raise UserError("--port is of use only with --serve.")
     cfg = parse_config(ReportConfig, "", "sae-report", overrides)
-    page = existing_report(paths) if serve else None
+    page = existing_report(paths)
+    if page is not None and not serve:
+        raise UserError(f"{page} is a report already: open it in a browser, or add --serve.")
     if page is None:
         page = build(paths, cfg, output)
         print(f"Report: {page}")
@@ -67,20 +82,19 @@ def existing_report(paths: list[str]) -> Path | None:
     return path / "index.html" if path.is_dir() else path
 
 
-def build(paths: list[str], cfg, output: Path | None) -> Path:
-    """The report with its progress on stderr."""
-    import sys
-
+def build(paths: list[str], cfg: ReportConfig, output: Path | None, to_go_on: str = "the same command goes on") -> Path:
+    """The report, with its progress on stderr. to_go_on: what is said of an interrupted one, after "What was measured
+    is kept: "."""
     from sae_tools.memory import keep_freed_memory
     from sae_tools.report.build import build_report
     from sae_tools.tracking.stages import StageProgress
 
     keep_freed_memory()
     try:
-        with StageProgress() as progress:
-            return build_report([Path(path) for path in paths], cfg, output, progress=progress.update)
+        with StageProgress(UNITS) as progress:
+            return build_report(paths, cfg, output, progress=progress.update)
     except KeyboardInterrupt:
-        print("\nInterrupted. What was measured is kept: the same command goes on from there.", file=sys.stderr)
+        print(f"\nInterrupted. What was measured is kept: {to_go_on}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
 
 

@@ -26,6 +26,9 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print parameters, memory, FLOPs and time; train nothing.")
     ] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Then build the feature report, as sae-report RUN does.")
+    ] = False,
 ) -> None:
     """Train sparse autoencoders as CONFIG says and leave a run directory behind."""
     from sae_tools.errors import UserError
@@ -57,6 +60,13 @@ def train(
         result = run_job(cfg, resume=resume, should_stop=stop.requested)
     if result.fidelity is None:
         raise typer.Exit(INTERRUPTED)
+    if report:
+        from sae_tools.cli.report import build
+        from sae_tools.config_report import ReportConfig
+
+        run = str(result.run.path)
+        settings = ReportConfig(device=cfg.training.device, threads=cfg.training.threads)
+        print(f"  report: {build([run], settings, None, f'to go on: sae-report {run}')}")
 
 
 def _job_config(path: Path | None, overrides: list[str]):

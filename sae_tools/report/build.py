@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -51,10 +52,8 @@ def build_report(
     run = paths[0] if len(paths) == 1 and (paths[0] / "config.yaml").is_file() else None
     target = choose_output(output, run, sharded)
     folder = (run / "analysis" if run is not None else target.with_name(f"{target.stem}.analysis")) / "features"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"nothing can be written to {folder} ({error.strerror}).") from None
+    for place in (target.parent, folder):
+        must_be_writable(place)
     measure_features(groups, cfg, folder, progress)
     contents = load_contents(
         sources,
@@ -107,3 +106,13 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
     if not sharded and target.is_dir():
         raise UserError(f"-o {target} is a folder; name a file, such as {target / 'report.html'}.")
     return target
+
+
+def must_be_writable(folder: Path) -> None:
+    """Make the folder if it is missing. UserError, before anything is measured, if nothing can be written to it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"nothing can be written to {folder} ({error.strerror}).") from None

@@ -33,8 +33,8 @@ def open_server(page: Path, port: int = 0) -> ThreadingHTTPServer:
 def serve(page: Path, port: int = 0, say: Callable[[str], None] = print) -> None:
     """Serve until Ctrl-C; `say` gets the address first."""
     with open_server(page, port) as server:
-        say(f"Serving {page} at {address(server)} until Ctrl-C.")
         try:
+            say(f"Serving {page} at {address(server)} until Ctrl-C.")
             server.serve_forever()
         except KeyboardInterrupt:
             say("Stopped.")
