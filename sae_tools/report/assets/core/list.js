@@ -86,7 +86,7 @@
 
     /** Whether a column of that name can be sorted by. */
     has(column) {
-      return column === "id" || column === "density" || this.features[column] != null;
+      return column === "id" || column === "density" || (Object.hasOwn(this.features, column) && ArrayBuffer.isView(this.features[column]));
     }
 
     column(name) {

@@ -8,6 +8,12 @@
   addEventListener("pointerdown", () => (byPointer = true), true);
   addEventListener("keydown", () => (byPointer = false), true);
 
+  /** Where each example's part of the arrays begins, from how many values each has; made once per chunk. */
+  const starts = (contexts, name) => (contexts[`${name}_start`] ??= contexts[`${name}_count`].reduce((found, n, e) => {
+    found[e + 1] = found[e] + n;
+    return found;
+  }, new Uint32Array(contexts[`${name}_count`].length + 1)));
+
   /** One context as data: tokens with activation and effect by their place in the window. */
   const read = (chunk, corpus, meta, e, feature) => {
     const { contexts } = chunk;
@@ -20,10 +26,12 @@
     const values = new Float64Array(last - first);
     const effects = new Float64Array(last - first);
     const maximum = chunk.activations.maximum[feature];
-    for (let k = contexts.window_start[e]; k < contexts.window_start[e + 1]; k++) values[contexts.window_offset[k]] = (contexts.window_value[k] / 65535) * maximum;
+    const window = starts(contexts, "window");
+    for (let k = window[e]; k < window[e + 1]; k++) values[contexts.window_offset[k]] = (contexts.window_value[k] / 65535) * maximum;
     const scale = contexts.effect_scale?.[feature] ?? 0;
     const measured = Boolean(contexts.effect_measured?.[e]);
-    if (measured) for (let k = contexts.effect_start[e]; k < contexts.effect_start[e + 1]; k++) effects[contexts.effect_offset[k]] = (contexts.effect_value[k] / 32767) * scale;
+    const effect = starts(contexts, "effect");
+    if (measured) for (let k = effect[e]; k < effect[e + 1]; k++) effects[contexts.effect_offset[k]] = (contexts.effect_value[k] / 32767) * scale;
     return { e, context, position, first, ids: corpus.tokens.subarray(context * length + first, context * length + last), values, effects, measured, peak: position - first, value: contexts.example_value[e], maximum, scale, cut: last < length };
   };
 

@@ -23,8 +23,7 @@
       points: run.tokens.map((tokens, i) => [tokens, curves[key][i]]).filter(([, y]) => y != null && Number.isFinite(y)),
     })));
 
-  const chart = (series, key, logarithmic) => {
-    const [title] = known[key] ?? [key];
+  const chart = (series, title, logarithmic) => {
     const all = series.flatMap((one) => one.points);
     const [low, high] = scales.extent(all.map(([, y]) => y));
     const log = logarithmic && low > 0 && high / low > 3;
@@ -51,7 +50,7 @@
       svg.addEventListener("pointermove", (event) => {
         const box = svg.getBoundingClientRect();
         const tokens = x.invert(event.clientX - box.left);
-        const nearest = series[0].points.reduce((best, point) => (Math.abs(point[0] - tokens) < Math.abs(best[0] - tokens) ? point : best));
+        const nearest = series.flatMap((one) => one.points).reduce((best, point) => (Math.abs(point[0] - tokens) < Math.abs(best[0] - tokens) ? point : best));
         hair.setAttribute("x1", x(nearest[0]));
         hair.setAttribute("x2", x(nearest[0]));
         hair.setAttribute("visibility", "visible");
@@ -66,6 +65,18 @@
     });
   };
 
+  const sameCurves = (a, b) => JSON.stringify(a.map((one) => one.points)) === JSON.stringify(b.map((one) => one.points));
+
+  const figureOf = (series, title, about, logarithmic) => figures.figure({
+    body: chart(series, title, logarithmic),
+    caption: [h("b", {}, `${title[0].toUpperCase()}${title.slice(1)}. `), about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : ""],
+    data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)], () => {
+      const times = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
+      const maps = series.map((one) => new Map(one.points));
+      return times.map((x) => [format.integer(x), ...maps.map((map) => format.figures(map.get(x), 4))]);
+    }),
+  });
+
   sae.panel({
     id: "curves",
     view: "run",
@@ -75,34 +86,24 @@
       const keys = [...new Set(runs.flatMap((run) => Object.values(run.dictionaries ?? {}).flatMap((curves) => Object.keys(curves))))];
       const order = [...Object.keys(known).filter((key) => keys.includes(key)), ...keys.filter((key) => !known[key])];
       const grid = h("div", { class: "multiples" });
+      const others = h("div", { class: "multiples" });
       const constant = [];
       for (const key of order) {
         const series = seriesOf(runs, ctx.meta, key);
         const flat = series.flatMap((one) => one.points.map(([, y]) => y));
         if (!flat.length) continue;
-        // Where penalties are off the loss is the squared error; one chart says it.
-        const same = key === "squared_error" && JSON.stringify(series.map((one) => one.points)) === JSON.stringify(seriesOf(runs, ctx.meta, "loss").map((one) => one.points));
-        if (same) continue;
-        const [title, about, logarithmic] = known[key] ?? [key, "", false];
-        if (key !== "l0" && flat.every((y) => y === flat[0])) {
-          constant.push(`${title.toLowerCase()}: ${format.figures(flat[0])}${about ? ` (${about})` : ""}`);
-          continue;
-        }
-        const times = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
-        grid.append(figures.figure({
-          body: chart(series, key, logarithmic),
-          caption: [h("b", {}, `${title}. `), about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : ""],
-          data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)],
-            () => times.map((x) => [format.integer(x), ...series.map((one) => format.figures(one.points.find(([at]) => at === x)?.[1], 4))])),
-        }));
+        const [title, about, logarithmic] = known[key] ?? [key.replaceAll("_", " "), "", false];
+        // Where there are no penalties the loss is the squared error; one chart says it.
+        if (key === "squared_error" && sameCurves(series, seriesOf(runs, ctx.meta, "loss"))) continue;
+        if (key !== "l0" && flat.every((y) => y === flat[0])) constant.push(`${title.toLowerCase()} ${format.figures(flat[0])}${about ? ` (${about})` : ""}`);
+        else (known[key] ? grid : others).append(figureOf(series, title, about, logarithmic));
       }
-      for (const run of runs.filter((one) => one.tokens_per_s?.length)) {
-        const speeds = [{ name: runs.length > 1 ? run.name : "all", index: 0, points: run.tokens.map((x, i) => [x, run.tokens_per_s[i]]) }];
-        known.speed = ["Speed", "", false];
-        grid.append(figures.figure({ body: chart(speeds, "speed", false), caption: [h("b", {}, "Speed. "), `Tokens per second, reading and training all dictionaries of ${run.name} together.`] }));
-      }
-      if (constant.length) grid.append(h("p", { class: "note" }, h("b", {}, "The same throughout, in every dictionary. "), `${constant.join("; ")}.`));
-      root.append(grid.childElementCount ? grid : figures.nothing("This dictionary came without a record of its training."));
+      const speeds = runs.map((run, index) => ({ name: run.name, index, points: run.tokens.map((x, i) => [x, run.tokens_per_s?.[i]]).filter(([, y]) => y != null) })).filter((one) => one.points.length);
+      if (speeds.length) grid.append(figureOf(speeds, "Speed", "tokens per second, for reading the text and training all dictionaries of a run together", false));
+      if (!grid.childElementCount) return root.append(figures.nothing("This dictionary came without a record of its training."));
+      root.append(grid);
+      if (constant.length) root.append(h("p", { class: "note" }, h("b", {}, "The same throughout, in every dictionary: "), `${constant.join("; ")}.`));
+      if (others.childElementCount) root.append(h("details", { class: "full" }, h("summary", {}, "Everything else that was logged"), others));
     },
   });
 }

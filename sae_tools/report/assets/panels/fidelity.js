@@ -12,6 +12,8 @@
     ["ce", "CE with the reconstruction", (e) => e.ce?.reconstruction, (x) => format.fixed(x, 4), "reconstruction"],
     ["ce", "CE, mean-ablated", (e) => e.ce?.mean, (x) => format.fixed(x, 4), "mean"],
     ["ce", "CE, zero-ablated", (e) => e.ce?.zero, (x) => format.fixed(x, 4), "zero"],
+    ["ablation_cost", "Cost of mean ablation", (e) => e.ablation_cost?.mean, (x) => format.fixed(x, 4), "mean"],
+    ["ablation_cost", "Cost of zero ablation", (e) => e.ablation_cost?.zero, (x) => format.fixed(x, 4), "zero"],
     ["ce_recovered", "CE recovered, of mean", (e) => e.ce_recovered?.mean, (x) => format.percent(x), "mean"],
     ["ce_recovered", "CE recovered, of zero", (e) => e.ce_recovered?.zero, (x) => format.percent(x), "zero"],
     ["kl", "KL (nats per token)", (e) => e.kl, (x) => format.figures(x)],
@@ -20,6 +22,9 @@
     ["dense", "Dense features", (e) => e.dense, format.integer],
     ["tokens", "Tokens counted", (e) => e.tokens, format.integer],
     ["predictions", "Predictions counted", (e) => e.predictions, format.integer],
+    ["training_tokens", "Tokens trained on", (e) => e.training_tokens, format.integer],
+    ["text_passes", "Passes over the text", (e) => e.text_passes, (x) => format.figures(x)],
+    ["tokens_per_s", "Tokens trained on per second", (e) => e.tokens_per_s, format.integer],
   ];
 
   sae.panel({

@@ -23,8 +23,8 @@
       };
       const link = (id, index, of) => figures.feature(id, index, id, { "data-value-of": `neighbours.${of}`, "data-value": String(index), "data-index": String(feature) });
       const number = (x, of) => (x == null || Number.isNaN(x) ? "–" : sae.dom.value(x, `neighbours.${of}`, { index: String(feature), format: signed }));
-      const group = (title, about, heads, rows) => h("div", { class: "neighbour-group" }, h("h3", { title: about }, title),
-        rows.length ? h("table", { class: "plain slim", "aria-label": title }, h("thead", {}, h("tr", {}, ["Feature", "Fires at", ...heads].map((text) => h("th", { scope: "col" }, text)))),
+      const group = (title, about, heads, rows, label = title) => h("div", { class: "neighbour-group" }, h("h3", { title: about }, title),
+        rows.length ? h("table", { class: "plain slim", "aria-label": label }, h("thead", {}, h("tr", {}, ["Feature", "Fires at", ...heads].map((text) => h("th", { scope: "col" }, text)))),
           h("tbody", {}, rows.map(([first, ...rest]) => h("tr", {}, h("th", { scope: "row" }, first), rest.map((cell) => h("td", {}, cell))))))
           : h("p", { class: "quiet" }, "none"));
 
@@ -50,7 +50,7 @@
         for (let k = d * each; k < (d + 1) * each; k++) {
           if (matches[k] >= 0) rows.push([link(id, matches[k], "match_feature"), peaks(list, matches[k]), number(values[k], "match_value"), number(also[k], "match_cosine")]);
         }
-        groups.push(group(h("span", {}, "In ", figures.key(ctx.meta.dictionaries.indexOf(other)), id), `Features of ${id} that fire on the same tokens`, ["correlation", "cosine"], rows));
+        groups.push(group(h("span", {}, "In ", figures.key(ctx.meta.dictionaries.indexOf(other)), id), `Features of ${id} that fire on the same tokens`, ["correlation", "cosine"], rows, `Matches in ${id}`));
       }
       root.append(h("div", { class: "neighbours" }, groups),
         h("p", { class: "note" }, "Correlations: Pearson, of activations on all held-out tokens, over all features. Cosines here: of decoder rows in the dictionary's own space; across dictionaries: of what they add to the residual stream."));
