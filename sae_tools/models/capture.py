@@ -16,7 +16,7 @@ from sae_tools.models.plain import PlainView, Side, agree, check_tokens, plain_v
 Activations = dict[str, Float[Tensor, "batch position d_site"]]
 
 
-class _Stop(Exception):
+class Stop(Exception):
     """Raised by a hook when nothing that follows is wanted."""
 
 
@@ -66,18 +66,18 @@ def _capture_bridge(model: LanguageModel, tokens: Tensor, hooks: Sequence[str]) 
         def look(activation: Tensor, hook: Any) -> None:
             box[name] = activation.detach()
             if len(box) == len(set(hooks)):
-                raise _Stop
+                raise Stop
 
         return look
 
-    with torch.no_grad(), contextlib.suppress(_Stop):
+    with torch.no_grad(), contextlib.suppress(Stop):
         model.bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=[(name, read(name)) for name in set(hooks)])
     return _complete(box, hooks)
 
 
 def _capture_view(view: PlainView, tokens: Tensor, hooks: Sequence[str]) -> Activations:
     box: Activations = {}
-    with torch.no_grad(), contextlib.suppress(_Stop), reading(view, hooks, box, stop=True):
+    with torch.no_grad(), contextlib.suppress(Stop), reading(view, hooks, box, stop=True):
         view.model.base_model(tokens, use_cache=False)  # type: ignore[operator]
     return _complete(box, hooks)
 
@@ -98,7 +98,7 @@ def reading(view: PlainView, hooks: Sequence[str], box: Activations, *, stop: bo
     def keep(name: str, activation: Tensor) -> None:
         box[name] = activation.detach()
         if stop and wanted <= box.keys():
-            raise _Stop
+            raise Stop
 
     with contextlib.ExitStack() as stack:
         for name in wanted:

@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sae_tools.errors import UserError
-from sae_tools.models.capture import Activations, first_tensor, reading, trusted_view
+from sae_tools.models.capture import Activations, Stop, capture, first_tensor, reading, trusted_view
 from sae_tools.models.language_model import LanguageModel, refuse_processed
 from sae_tools.models.plain import PlainView, Side
 from sae_tools.models.sites import HOOKS, Site, resolve_site
@@ -101,6 +101,19 @@ class Prefix:
     outputs: Mapping[int, Any] = field(default_factory=dict)
     """By layer: what the layer's module returned."""
 
+    def repeated(self, times: int, length: int) -> Prefix:
+        """For `times` copies of the first `length` positions of its one context. (ValueError if it has several.)"""
+        if self.tokens.shape[0] != 1:
+            raise ValueError("only a prefix of one context can be repeated")
+
+        def expand(value: Any) -> Any:
+            if isinstance(value, Tensor):
+                return value[:, :length].expand(times, -1, *value.shape[2:])
+            return tuple(expand(part) for part in value) if isinstance(value, tuple) else value
+
+        outputs = {layer: expand(value) for layer, value in self.outputs.items()}
+        return Prefix(self.tokens[:, :length].expand(times, -1), outputs)
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -131,6 +144,44 @@ def run_and_capture(model: LanguageModel, tokens: Int[Tensor, "batch position"],
                 stack.callback(view.blocks[layer].register_forward_hook(_keep_output(outputs, layer)).remove)
             logits = view.model(tokens, use_cache=False).logits
     return Forward(logits, {site.name: box[site.hook_name] for site in sites}, Prefix(tokens, outputs))
+
+
+def capture_with_prefix(
+    model: LanguageModel, tokens: Int[Tensor, "batch position"], sites: Sequence[Site]
+) -> tuple[Activations, Prefix]:
+    """As `run_and_capture`, but the pass ends with the last of the sites, so that there are no logits."""
+    refuse_processed(model.bridge)
+    tokens = tokens.to(model.device)
+    hooks = [site.hook_name for site in sites]
+    view = trusted_view(model, hooks)
+    outputs: dict[int, Any] = {}
+    with contextlib.ExitStack() as stack:
+        for layer in {site.layer - 1 for site in sites if site.layer > 0 and view is not None}:
+            assert view is not None
+            stack.callback(view.blocks[layer].register_forward_hook(_keep_output(outputs, layer)).remove)
+        box = capture(model, tokens, hooks)
+    return {site.name: box[site.hook_name] for site in sites}, Prefix(tokens, outputs)
+
+
+def stream_with_edits(
+    model: LanguageModel,
+    tokens: Int[Tensor, "batch position"],
+    edits: Sequence[Edit],
+    *,
+    prefix: Prefix | None = None,
+) -> Float[Tensor, "batch position d"]:
+    """The last layer's `resid_post` in a forward pass in which every edit happens; as `logits_with_edits`, without the
+    unembedding, which is most of the work after a late layer and most of the memory with a large vocabulary."""
+    box: list[Tensor] = []
+
+    def keep(resid: Tensor) -> Tensor:
+        box.append(resid)
+        raise Stop
+
+    last = Edit(resolve_site(model, f"resid_post@{model.n_layers - 1}"), keep)
+    with contextlib.suppress(Stop):
+        logits_with_edits(model, tokens, [*edits, last], prefix=prefix)
+    return box[0]
 
 
 def logits_with_edits(
