@@ -14,7 +14,7 @@ export HF_HUB_DISABLE_TELEMETRY = 1
 
 help:
 	@echo "make setup       create .venv and install what requirements.lock pins"
-	@echo "make quickstart  train three small sparse autoencoders on the bundled model and print what came out"
+	@echo "make quickstart  train three small sparse autoencoders on the bundled model and make a report of their features"
 	@echo "make test        run the tests"
 	@echo "make lint        ruff (rules and format) and pyright"
 	@echo "make format      let ruff rewrite the code"
@@ -32,7 +32,7 @@ $(READY): requirements.lock pyproject.toml
 	@touch $@
 
 quickstart: $(READY)
-	$(BIN)/sae-train configs/quickstart.yaml
+	$(BIN)/sae-train configs/quickstart.yaml --report
 
 test: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
