@@ -141,6 +141,8 @@ class Measurement:
         logits, weights = self.weights(scale)
         effects = self.effects(corpus, examples)
         for i, source in enumerate(self.group.sources):
+            if self.finished(source):
+                continue
             arrays = examples[i].tensors() | correlations[i] | logits[i] | weights[i] | effects[i]
             del arrays["lead_value"]
             save_features(self.file(source), arrays, self.meta(source, corpus))
@@ -235,10 +237,10 @@ class Measurement:
             directions = [
                 residual_directions(source.subject, self.group.model, corpus.mean_inverse_scale) for source in sources
             ]
-            found = [
-                self.save_part(source, "correlations", correlation_tensors(results, directions, i, self.cfg.matches))
-                for i, source in enumerate(sources)
-            ]
+            for i, source in enumerate(sources):
+                if found[i] is None:
+                    tensors = correlation_tensors(results, directions, i, self.cfg.matches)
+                    found[i] = self.save_part(source, "correlations", tensors)
         return [tensors for tensors in found if tensors is not None]
 
     def weights(self, mean_inverse_scale: float) -> tuple[list[dict[str, Tensor]], list[dict[str, Tensor]]]:
@@ -267,12 +269,10 @@ class Measurement:
                 self.group.rows,
                 self.cfg,
                 lambda done, total: self.progress("effects", done, total),
-                lead=[example.lead_value for example in examples],
             )
-            found = [
-                self.save_part(source, "effects", result.tensors())
-                for source, result in zip(sources, results, strict=True)
-            ]
+            for i, source in enumerate(sources):
+                if found[i] is None:
+                    found[i] = self.save_part(source, "effects", results[i].tensors())
         return [tensors for tensors in found if tensors is not None]
 
     def by_source(
