@@ -4,8 +4,8 @@
   const { h } = sae.dom;
 
   const figures = {
-    /** A figure: `body` drawn, `caption` says what is shown and how it is defined, `data` is its table of numbers. */
-    figure: ({ body, caption, data, wide }) => h("figure", { class: wide ? "wide" : "" }, body,
+    /** A figure: `body` drawn, `caption` says what is shown and how it is defined, `data` is its table of numbers, `name` a handle for tests. */
+    figure: ({ body, caption, data, name }) => h("figure", { "data-figure": name }, body,
       h("figcaption", {}, caption), data),
 
     /** The numbers of a figure, folded away; made when it is opened. `label` names the figure, `rows()` answers arrays of cells. */

@@ -37,7 +37,7 @@
 
   const describe = (example, at, vocabulary) => {
     const rows = [sae.tokens.label(vocabulary[example.ids[at]] ?? "?"), ["activation", format.figures(example.values[at])]];
-    if (example.measured) rows.push(["effect of ablating", `${format.signed(example.effects[at], 4)} nats`]);
+    if (example.measured) rows.push(["effect of ablating", example.effects[at] === 0 ? "0 nats" : `${format.signed(example.effects[at], 4)} nats`]);
     rows.push(["position", `${example.first + at} of context ${example.context}`]);
     return rows;
   };

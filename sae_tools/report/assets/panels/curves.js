@@ -67,7 +67,8 @@
 
   const sameCurves = (a, b) => JSON.stringify(a.map((one) => one.points)) === JSON.stringify(b.map((one) => one.points));
 
-  const figureOf = (series, title, about, logarithmic) => figures.figure({
+  const figureOf = (key, series, title, about, logarithmic) => figures.figure({
+    name: key,
     body: chart(series, title, logarithmic),
     caption: [h("b", {}, `${title[0].toUpperCase()}${title.slice(1)}. `), about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : ""],
     data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)], () => {
@@ -95,11 +96,11 @@
         const [title, about, logarithmic] = known[key] ?? [key.replaceAll("_", " "), "", false];
         // Where there are no penalties the loss is the squared error; one chart says it.
         if (key === "squared_error" && sameCurves(series, seriesOf(runs, ctx.meta, "loss"))) continue;
-        if (key !== "l0" && flat.every((y) => y === flat[0])) constant.push(`${title.toLowerCase()} ${format.figures(flat[0])}${about ? ` (${about})` : ""}`);
-        else (known[key] ? grid : others).append(figureOf(series, title, about, logarithmic));
+        if (key !== "l0" && flat.every((y) => y === flat[0])) constant.push(`${title.toLowerCase()} ${Number(flat[0].toPrecision(3))}${about ? ` (${about})` : ""}`);
+        else (known[key] ? grid : others).append(figureOf(key, series, title, about, logarithmic));
       }
       const speeds = runs.map((run, index) => ({ name: run.name, index, points: run.tokens.map((x, i) => [x, run.tokens_per_s?.[i]]).filter(([, y]) => y != null) })).filter((one) => one.points.length);
-      if (speeds.length) grid.append(figureOf(speeds, "Speed", "tokens per second, for reading the text and training all dictionaries of a run together", false));
+      if (speeds.length) grid.append(figureOf("tokens_per_s", speeds, "Speed", "tokens per second, for reading the text and training all dictionaries of a run together", false));
       if (!grid.childElementCount) return root.append(figures.nothing("This dictionary came without a record of its training."));
       root.append(grid);
       if (constant.length) root.append(h("p", { class: "note" }, h("b", {}, "The same throughout, in every dictionary: "), `${constant.join("; ")}.`));

@@ -43,10 +43,12 @@
           return number == null ? "–" : sae.dom.value(number, `fidelity.${part ? `${key}.${part}` : key}`, { index: id, format: show });
         }),
       ]);
+      // In the order of the table, then what the table does not show.
+      const keys = [...new Set([...rows.map(([key]) => key), ...Object.keys(definitions)])].filter((key) => definitions[key]);
       root.append(h("div", { class: "fidelity" },
         figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
-        h("div", { class: "definitions" }, h("h3", {}, "Definitions"), h("dl", {}, Object.entries(definitions).map(([key, text]) =>
-          h("div", {}, h("dt", {}, key), h("dd", {}, text)))))));
+        h("div", { class: "definitions" }, h("h3", {}, "Definitions"), h("dl", {}, keys.map((key) =>
+          h("div", {}, h("dt", {}, key), h("dd", {}, definitions[key])))))));
     },
   });
 }

@@ -18,9 +18,10 @@
       const { ids, spaces } = data;
       const name = (id) => h("span", {}, figures.key(ctx.meta.dictionaries.findIndex((one) => one.id === id)), id);
       const all = ids.flatMap((id) => spaces.map((space) => data.fvu[id]?.[space])).filter((x) => x != null);
+      const pair = h("div", { class: "pair" });
       if (all.length) {
         const deepest = Math.max(...all);
-        root.append(figures.figure({
+        pair.append(figures.figure({
           body: h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Variance unexplained" }, h("table", { class: "plain matrix" },
             h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "trained in ↓  measured in →"), spaces.map((space) => h("th", { scope: "col" }, space)))),
             h("tbody", {}, ids.map((id) => h("tr", {}, h("th", { scope: "row" }, name(id)), spaces.map((space) => {
@@ -33,7 +34,7 @@
       }
       const rows = ids.filter((id) => data.kl?.[id] != null || data.ce_recovered?.[id]);
       if (rows.length) {
-        root.append(figures.figure({
+        pair.append(figures.figure({
           body: figures.table(["Dictionary", "CE recovered, of mean ablation", "of zero ablation", "KL (nats per token)"], rows.map((id) => {
             const { mean, zero } = data.ce_recovered?.[id] ?? {};
             const cell = (x, part) => (x == null ? "–" : h("span", { class: "metered" }, bar(x), sae.dom.value(x, `spaces.ce_recovered.${part}`, { index: id, format: (y) => format.percent(y) })));
@@ -43,7 +44,7 @@
             "Zero ablation also takes away a mean that the model may rely on, so the mean is the fairer baseline. KL is from the model's own predictions to those with the reconstruction."],
         }));
       }
-      if (!all.length && !rows.length) root.append(figures.nothing("The fidelity of these dictionaries has not been measured."));
+      root.append(pair.childElementCount ? pair : figures.nothing("The fidelity of these dictionaries has not been measured."));
     },
   });
 }
