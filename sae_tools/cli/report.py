@@ -46,7 +46,8 @@ def report(
 ) -> None:
     """Show the features of runs and SAEs: one HTML file, or a folder where they are many.
 
-    With --serve, PATH may also be a report that is there.
+    It holds all that it shows, the text that features were measured on among it. With --serve, PATH may also be a
+    report that is there.
     """
     from sae_tools.config_loading import parse_config
     from sae_tools.config_report import ReportConfig
@@ -74,7 +75,7 @@ def report(
 
 def existing_report(paths: list[str]) -> Path | None:
     """The page, if the one path given is a report already."""
-    from sae_tools.report.page import is_report
+    from sae_tools.report.marker import is_report
 
     path = Path(paths[0])
     if len(paths) > 1 or not is_report(path):

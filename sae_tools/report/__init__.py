@@ -6,6 +6,7 @@
     page.py         the page around them (templates/, assets/)
     shards.py       the same as a folder, where there are too many features for one file
     write.py        the file or folder, whole or not at all
+    marker.py       how a report is known to be one
     build.py        all of it, from run directories to the report
     serve.py        a web server on loopback, for a report that is a folder
 

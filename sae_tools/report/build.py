@@ -11,13 +11,13 @@ import torch
 
 import sae_tools
 from sae_tools.analysis.features import measure_features
-from sae_tools.analysis.sources import Source, open_sources
+from sae_tools.analysis.sources import Group, Source, open_sources
 from sae_tools.config_report import ReportConfig
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import parameter_count
-from sae_tools.report.contents import ModelShown, describe_source, load_contents, model_card
-from sae_tools.report.page import is_report
+from sae_tools.report.contents import ModelShown, load_contents, model_card
+from sae_tools.report.marker import is_report
 from sae_tools.report.write import Progress, build_date, quiet, replaceable, write_report
 
 
@@ -38,8 +38,11 @@ def build_report(
     model: the language model if it is in memory, instead of loading it.
     progress: called with the stage, how much of it is done, and of how much.
 
-    What was measured is kept beside the run (`analysis/features/`; otherwise in `<output>.analysis/`), so that a call
-    that was interrupted goes on, and one with other settings measures only what they change.
+    What was measured is kept in the run (`analysis/features/`; otherwise beside the report, in `<output>.analysis/`),
+    so that a call that was interrupted goes on, and one with other settings measures only what they change.
+
+    The report holds all that it shows: besides figures the configurations, the model's card, its vocabulary, and the
+    held-out text on which features were measured, as token ids. Give it only to whom you would give these.
     Raises UserError, one sentence, for what the user can mend.
     """
     cfg = cfg or ReportConfig()
@@ -51,15 +54,14 @@ def build_report(
     sharded = sum(source.subject.dictionary.d_sae for source in sources) > cfg.shard_above
     run = paths[0] if len(paths) == 1 and (paths[0] / "config.yaml").is_file() else None
     target = choose_output(output, run, sharded)
-    folder = (run / "analysis" if run is not None else target.with_name(f"{target.stem}.analysis")) / "features"
-    for place in (target.parent, folder):
-        must_be_writable(place)
+    must_be_writable(target.parent)
+    folder = features_folder(run, target)
     measure_features(groups, cfg, folder, progress)
     contents = load_contents(
         sources,
         folder,
         models=[shown_model(source, group.model, cfg) for group in groups for source in group.sources],
-        corpora=[{"model": group.model.name, "source": describe_source(group.data.source)} for group in groups],
+        corpora=[described_corpus(group) for group in groups],
         version=sae_tools.__version__,
         created=build_date(),
         chunk=cfg.chunk,
@@ -73,6 +75,20 @@ def shown_model(source: Source, model: LanguageModel, cfg: ReportConfig) -> Mode
     written = (source.config.provenance or {}).get("model") if source.config is not None else None
     facts = written if cfg.model is None else None
     return ModelShown(facts or loaded_model(model), model_card(model.folder))
+
+
+def described_corpus(group: Group) -> dict[str, str]:
+    """`model` and `source` in words: as the runs' configurations name them, otherwise of local ones only the name."""
+    configs = [source.config for source in group.sources if source.config is not None]
+    known = {config.model.name for config in configs}
+    for config in configs:
+        known.update([config.data.source] if isinstance(config.data.source, str) else config.data.source)
+
+    def named(place: str) -> str:
+        return place if place in known or not Path(place).exists() else Path(place).name
+
+    sources = [group.data.source] if isinstance(group.data.source, str) else group.data.source
+    return {"model": named(group.model.name), "source": ", ".join(map(named, sources))}
 
 
 def loaded_model(model: LanguageModel) -> dict[str, Any]:
@@ -106,6 +122,19 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
     if not sharded and target.is_dir():
         raise UserError(f"-o {target} is a folder; name a file, such as {target / 'report.html'}.")
     return target
+
+
+def features_folder(run: Path | None, target: Path) -> Path:
+    """Where what is measured is kept: in the run; beside the report if there is no run, or none that can be written to."""
+    if run is not None:
+        try:
+            must_be_writable(run / "analysis" / "features")
+            return run / "analysis" / "features"
+        except UserError:
+            pass
+    folder = target.with_name(f"{target.stem}.analysis") / "features"
+    must_be_writable(folder)
+    return folder
 
 
 def must_be_writable(folder: Path) -> None:

@@ -20,7 +20,8 @@ from sae_tools.tracking.metrics import finite_or_null
 DTYPES = ("u1", "u2", "u4", "i1", "i2", "i4", "f4", "f8")
 """What JavaScript has typed arrays for."""
 LEVEL = 6
-"""Of gzip: on the quickstart's report 9 takes 4 times as long for 0.6 % less."""
+"""Of gzip: on the quickstart's report (10 MB before it) 9 takes twice as long for 0.2 % less, 1 a third as long for
+2.2 % more."""
 
 
 def pack(arrays: dict[str, np.ndarray], values: dict[str, Any]) -> bytes:

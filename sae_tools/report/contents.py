@@ -8,7 +8,7 @@ page says so.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -240,7 +240,3 @@ def model_card(folder: Path | None) -> str | None:
         return None
     card = read_text(path)
     return card if len(card) <= LONGEST_CARD else f"{card[:LONGEST_CARD]}\n…"
-
-
-def describe_source(source: str | Iterable[str]) -> str:
-    return source if isinstance(source, str) else ", ".join(source)

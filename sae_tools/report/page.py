@@ -11,12 +11,12 @@ import base64
 import hashlib
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
-from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from sae_tools.report.blobs import Blob
 from sae_tools.report.contents import Contents
+from sae_tools.report.marker import MARKER
 from sae_tools.report.panels import PANELS
 
 CORE = [
@@ -40,10 +40,6 @@ CORE = [
     "app",
 ]
 """assets/core/<name>.js, in the order in which they run; assets/panels/<name>.js follow in the order of PANELS."""
-MARKER = '<meta name="generator" content="sae_tools report">'
-"""Stands in the head of every report: how a file is known to be one of ours, which may be replaced."""
-MARKER_WITHIN = 1024
-"""Bytes of the file within which MARKER stands."""
 
 
 def render(contents: Contents, blobs: Iterable[Blob]) -> Iterator[str]:
@@ -80,8 +76,7 @@ def style() -> str:
 
 
 def scripts() -> list[str]:
-    names = [f"core/{name}.js" for name in CORE] + [f"panels/{name}.js" for name in PANELS]
-    return [inline(name) for name in names if files("sae_tools.report").joinpath("assets", name).is_file()]
+    return [inline(f"core/{name}.js") for name in CORE] + [inline(f"panels/{name}.js") for name in PANELS]
 
 
 def inline(name: str) -> str:
@@ -91,12 +86,3 @@ def inline(name: str) -> str:
         if word in text.lower():
             raise ValueError(f"assets/{name} has {word} in it, which would end the element it stands in")
     return text
-
-
-def is_report(path: Path) -> bool:
-    """Whether there is a report of ours at `path`: a file, or a folder with one in it."""
-    try:
-        with open(path / "index.html" if path.is_dir() else path, "rb") as file:
-            return MARKER.encode() in file.read(MARKER_WITHIN)
-    except OSError:
-        return False

@@ -4,11 +4,13 @@ editor or a notebook. Opening the page from the disk does the same."""
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from sae_tools.errors import UserError
@@ -24,7 +26,7 @@ def open_server(page: Path, port: int = 0) -> ThreadingHTTPServer:
     is taken or not allowed.
     """
     try:
-        return ThreadingHTTPServer((LOOPBACK, port), partial(Handler, places=places(page)))
+        return Server((LOOPBACK, port), partial(Handler, places=places(page)))
     except (OSError, OverflowError) as error:
         said = getattr(error, "strerror", None) or str(error)
         raise UserError(f"--port: no server can listen on {LOOPBACK}:{port} ({said}).") from None
@@ -54,6 +56,13 @@ def places(page: Path) -> dict[str, Path]:
         data = (page.parent / "data").glob("*.js")
         found |= {f"/data/{path.name}": path for path in data if path.is_file() and not path.is_symlink()}
     return found
+
+
+class Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A browser that hangs up is nothing to speak of; the rest is printed, as it is by default."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -10,7 +10,8 @@ from pathlib import Path
 from sae_tools.errors import UserError
 from sae_tools.report.blobs import Blob, count, encoded
 from sae_tools.report.contents import Contents
-from sae_tools.report.page import is_report, render
+from sae_tools.report.marker import is_report
+from sae_tools.report.page import render
 from sae_tools.report.shards import write_shards
 from sae_tools.runs import atomic
 

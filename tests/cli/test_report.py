@@ -18,7 +18,7 @@ from sae_tools.cli.report import main
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
 from sae_tools.report.columns import decode, unpack
-from sae_tools.report.page import MARKER, is_report
+from sae_tools.report.marker import MARKER, is_report
 from sae_tools.training.run import run_job
 from tests.jobs import write_job
 
@@ -51,6 +51,14 @@ def sentence(result: tuple[int, str, str]) -> str:
 
 def blobs_of(page: Path) -> dict[str, tuple[dict, dict]]:
     return {name: unpack(decode(text)) for name, text in BLOB.findall(page.read_text())}
+
+
+def lone_sae(run: Path, folder: Path) -> Path:
+    """A checkpoint taken out of its run, with only what SAELens reads."""
+    alone = Path(shutil.copytree(run / "update" / "checkpoints" / "3072", folder / "alone"))
+    for file in ("trainer.safetensors", "space.safetensors"):
+        (alone / file).unlink()
+    return alone
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +140,34 @@ def test_several_runs_stand_side_by_side(run: Path, trained: Path, sae_report: C
     assert values["spaces"]["matches"]["job--acts"]["other--acts"]["median"] == pytest.approx(1)  # the same dictionary
 
 
+def test_sources_on_different_texts_have_their_own(run: Path, sae_report: Command, tmp_path: Path):
+    alone = lone_sae(run, tmp_path)
+    text = tmp_path / "elsewhere" / "mine.txt"
+    text.parent.mkdir()
+    text.write_text("It was the best of times, it was the worst of times.\n\n" * 400)
+    settings = (f"data.source={text}", "data.heldout=1.0", "data.context_length=16", *SMALL)
+    page = tmp_path / "both.html"
+    status, _, err = sae_report(run, alone, *settings, "-o", page)
+    assert status == 0, err
+    found = blobs_of(page)
+    meta = found["report"][1]["meta"]
+    assert [entry["corpus"] for entry in meta["dictionaries"]] == [0, 0, 0, 0, 1]
+    assert [corpus["length"] for corpus in meta["corpora"]] == [32, 16] and meta["corpora"][1]["source"] == "mine.txt"
+    for k in range(2):
+        arrays, _ = found[f"corpus/{k}"]
+        assert arrays["corpus.tokens"].shape == (meta["corpora"][k]["contexts"], meta["corpora"][k]["length"])
+    assert meta["dictionaries"][4]["matches"] == [] and len(meta["dictionaries"][0]["matches"]) == 3
+    assert str(text.parent) not in page.read_text() + json.dumps([values for _, values in found.values()])
+
+
+def test_a_run_that_cannot_be_written_to(run: Path, sae_report: Command, tmp_path: Path):
+    """What is measured then lies beside the report."""
+    (run / "analysis" / "features").write_text("in the way, as a lack of permission would be")
+    page = tmp_path / "elsewhere" / "page.html"
+    assert sae_report(run, *SMALL, "-o", page)[0] == 0 and is_report(page)
+    assert (tmp_path / "elsewhere" / "page.analysis" / "features" / "acts.safetensors").is_file()
+
+
 def test_many_features_make_a_folder(run: Path, sae_report: Command):
     status, out, err = sae_report(run, *SMALL, "shard_above=100")
     assert status == 0, err
@@ -164,9 +200,7 @@ def test_a_run_that_was_stopped_is_shown_without_what_it_lacks(tmp_path: Path, s
 
 def test_a_folder_of_an_sae_alone(run: Path, sae_report: Command, tmp_path: Path):
     """A checkpoint with nothing of ours around it but what its own cfg.json says."""
-    alone = Path(shutil.copytree(run / "update" / "checkpoints" / "3072", tmp_path / "alone"))
-    for file in ("trainer.safetensors", "space.safetensors"):
-        (alone / file).unlink()
+    alone = lone_sae(run, tmp_path)
     status, _, err = sae_report(alone, *SMALL, "-o", tmp_path / "alone.html")
     assert status == 0, err
     found = blobs_of(tmp_path / "alone.html")

@@ -15,7 +15,8 @@ import pytest
 from sae_tools.report import page as page_module
 from sae_tools.report.blobs import Blob
 from sae_tools.report.columns import decode, unpack
-from sae_tools.report.page import MARKER, MARKER_WITHIN, is_report, render
+from sae_tools.report.marker import MARKER, MARKER_WITHIN, is_report
+from sae_tools.report.page import render
 from sae_tools.report.panels import PANELS
 from sae_tools.report.write import write_report
 from tests.report.synthetic import HOSTILE

@@ -124,3 +124,16 @@ def test_ctrl_c_ends_it(page: Path):
         assert process.returncode == 0 and "Stopped." in out and err == ""
     finally:
         process.kill()
+
+
+def test_serving_a_report_that_is_there_loads_nothing_heavy(page: Path):
+    code = f"""
+import sys
+import sae_tools.report.serve as server
+server.serve = lambda *a, **k: print("torch" in sys.modules)
+sys.argv = ["sae-report", {str(page)!r}, "--serve"]
+from sae_tools.cli.report import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr

@@ -10,7 +10,7 @@ import pytest
 
 from sae_tools.errors import UserError
 from sae_tools.report.columns import decode, unpack
-from sae_tools.report.page import is_report
+from sae_tools.report.marker import is_report
 from sae_tools.report.write import write_report
 from tests.report.synthetic import synthetic_contents
 
