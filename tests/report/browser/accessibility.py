@@ -1,0 +1,28 @@
+"""axe-core, run in the page; its script comes with the Python package and is read from there."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import Any
+
+from playwright.sync_api import Page
+
+SCRIPT = files("axe_playwright_python").joinpath("axe.min.js")
+
+
+def violations(page: Page, impacts: tuple[str, ...] = ("serious", "critical")) -> list[str]:
+    """One line for each thing of those impacts that axe-core finds: rule, element, and what is wrong with it.
+
+    The script goes in by the debugger, which the page's content security policy does not concern.
+    """
+    if not page.evaluate("() => Boolean(globalThis.axe)"):
+        page.evaluate(SCRIPT.read_text(encoding="utf-8") + "; undefined")
+    found: list[dict[str, Any]] = page.evaluate(
+        "async () => (await axe.run(document, {resultTypes: ['violations'], elementRef: false})).violations"
+    )
+    return [
+        f"{violation['impact']} {violation['id']}: {node['html'][:200]} ({node['failureSummary']})"
+        for violation in found
+        if violation["impact"] in impacts
+        for node in violation["nodes"]
+    ]
