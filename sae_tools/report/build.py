@@ -125,7 +125,7 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
 
 
 def features_folder(run: Path | None, target: Path) -> Path:
-    """Where what is measured is kept: in the run; beside the report if there is no run, or none that can be written to."""
+    """Where what is measured is kept: in the run, or beside the report where there is none that can be written to."""
     if run is not None:
         try:
             must_be_writable(run / "analysis" / "features")
