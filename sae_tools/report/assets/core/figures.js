@@ -52,6 +52,9 @@
     feature: (id, index, here, attributes = {}) => h("a", { href: sae.routes.feature(id, index), class: "feature-link", ...attributes },
       id === here ? `${index}` : `${id} ${index}`),
 
+    /** A name that may be broken after its underscores and hyphens, for narrow columns. */
+    breakable: (name) => name.split(/(?<=[_-])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part])),
+
     /** A sentence in place of a panel's content. */
     nothing: (text) => h("p", { class: "nothing" }, text),
   };

@@ -30,7 +30,9 @@
     const end = Math.max(...all.map(([x]) => x));
     const body = h("div", { class: "responsive chart-200" });
     return sae.dom.responsive(body, (width) => {
-      const { svg, inner } = plot.frame(width, 200, { left: 48, right: 96, top: 12, bottom: 34, label: `${title} over tokens trained on, ${series.length} lines: ${series.map((one) => one.name).join(", ")}` });
+      // Room for the longest name beside its line, but never more than a third of the width.
+      const letters = Math.min(Math.max(...series.map((one) => one.name.length)), Math.floor(width / 3 / 6.4));
+      const { svg, inner } = plot.frame(width, 200, { left: 48, right: 12 + 6.4 * letters, top: 12, bottom: 34, label: `${title} over tokens trained on, ${series.length} lines: ${series.map((one) => one.name).join(", ")}` });
       const x = scales.linear([0, end], [inner.left, inner.right]);
       const pad = high === low ? Math.max(1, high * 0.1) : 0;
       const y = log ? scales.log([low * 0.9, high * 1.1], [inner.bottom, inner.top])
@@ -43,7 +45,7 @@
         if (points.length) labels.push({ name, index, y: y(points.at(-1)[1]) + 4 });
       }
       for (const label of plot.spread(labels, 13, inner.top, inner.bottom)) {
-        svg.append(s("text", { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y }, label.name));
+        svg.append(s("text", { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y }, label.name.length > letters ? `${label.name.slice(0, letters - 1)}…` : label.name));
       }
       const hair = s("line", { class: "hair", y1: inner.top, y2: inner.bottom, visibility: "hidden" });
       svg.append(hair);

@@ -14,7 +14,7 @@
       if (!ids.some((id) => Object.keys(matches[id] ?? {}).length)) return root.append(figures.nothing("No two of these dictionaries were read on the same text."));
       const name = (id) => h("span", {}, figures.key(ctx.meta.dictionaries.findIndex((one) => one.id === id)), id);
       const matrix = (key, show, label) => h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": label }, h("table", { class: "plain matrix" },
-        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "features of ↓  found in →"), ids.map((id) => h("th", { scope: "col" }, id)))),
+        h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "features of ↓  found in →"), ids.map((id) => h("th", { scope: "col" }, figures.breakable(id))))),
         h("tbody", {}, ids.map((id) => h("tr", {}, h("th", { scope: "row" }, name(id)), ids.map((other) => {
           const x = matches[id]?.[other]?.[key];
           return x == null ? h("td", { class: "void" }, "·") : figures.shaded(sae.dom.value(x, `spaces.matches.${key}`, { index: `${id} ${other}`, format: show }), x);

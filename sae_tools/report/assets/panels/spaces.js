@@ -23,7 +23,7 @@
         const deepest = Math.max(...all);
         pair.append(figures.figure({
           body: h("div", { class: "table-box", tabindex: "0", role: "region", "aria-label": "Variance unexplained" }, h("table", { class: "plain matrix" },
-            h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "trained in ↓  measured in →"), spaces.map((space) => h("th", { scope: "col" }, space)))),
+            h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "trained in ↓  measured in →"), spaces.map((space) => h("th", { scope: "col" }, figures.breakable(space))))),
             h("tbody", {}, ids.map((id) => h("tr", {}, h("th", { scope: "row" }, name(id)), spaces.map((space) => {
               const x = data.fvu[id]?.[space];
               return x == null ? h("td", { class: "void" }, "·") : figures.shaded(sae.dom.value(x, `spaces.fvu.${space}`, { index: id, format: (y) => format.fixed(y, 4) }), x / deepest);
