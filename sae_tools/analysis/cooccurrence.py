@@ -111,6 +111,7 @@ def correlate(
         left, right = pair
         return list(products.best(left, right, neighbours if left.dictionary == right.dictionary else matches))
 
+    progress(0, len(pairs))
     pool = ThreadPoolExecutor(threads or torch.get_num_threads())
     try:
         for done, found in enumerate(pool.map(one, pairs), 1):

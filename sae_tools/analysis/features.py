@@ -261,6 +261,7 @@ class Measurement:
         sources = self.group.sources
         found = [self.part(source, "effects") for source in sources]
         if None in found:
+            self.progress("effects", 0, corpus.contexts)
             results = ablation_effects(
                 self.group.model,
                 [source.subject for source in sources],
@@ -288,6 +289,7 @@ class Measurement:
                 def progress(features: int, done: int = done) -> None:
                     self.progress(stage, done + features, self.features)
 
+                progress(0)
                 tensors = self.save_part(source, part, make(i, source, progress))
             results.append(tensors)
             before += source.subject.dictionary.d_sae

@@ -16,7 +16,7 @@ from sae_tools.analysis.corpus import Corpus
 from sae_tools.analysis.directions import unit_norms
 from sae_tools.analysis.examples import Examples
 from sae_tools.analysis.feature_files import FeatureFile
-from sae_tools.analysis.features import match_cosines, measure_features, subject_fingerprint
+from sae_tools.analysis.features import Measurement, match_cosines, measure_features, subject_fingerprint
 from sae_tools.analysis.firings import Reading, write_firings
 from sae_tools.analysis.sources import Group, open_sources
 from sae_tools.config_report import ReportConfig
@@ -203,14 +203,19 @@ def test_what_has_changed_is_made_again(group: Group, whole: Path, tmp_path: Pat
     assert contents(tmp_path) == contents(whole)
 
 
-def test_another_checkpoint_is_another_subject(group: Group):
+def test_another_checkpoint_is_another_subject(group: Group, tmp_path: Path):
+    def prints() -> dict[str, str]:
+        return Measurement(0, group, CFG, tmp_path, lambda stage, done, total: None).prints
+
     subject = group.sources[0].subject
+    files = prints()
     before = subject_fingerprint(subject)
     assert before == subject_fingerprint(replace(subject, name="another name"))
     assert before != subject_fingerprint(replace(subject, space=replace(subject.space, scale=3.0)))
     with torch.no_grad():
         subject.dictionary.b_enc[0] += 1e-3
         assert before != subject_fingerprint(subject)
+        assert all(files[id] != changed for id, changed in prints().items())  # the others' matches change with it
         subject.dictionary.b_enc[0] -= 1e-3
 
 
