@@ -1,0 +1,295 @@
+"""Runs and SAEs as users give them: what is opened, with which model, text and rows, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from sae_tools.analysis.metadata import same_text
+from sae_tools.analysis.sources import Group, Source, open_sources
+from sae_tools.config import DataConfig, ModelConfig, RowsConfig
+from sae_tools.config_report import ReportConfig
+from sae_tools.dictionaries.formats.saelens import load_saelens
+from sae_tools.errors import UserError
+from sae_tools.models.load import load_model
+from sae_tools.runs.tensors import load_tensors
+from sae_tools.training.run import run_job
+from tests.jobs import job_config, text_corpus
+from tests.tiny_models import WIDTH, tiny_model
+
+CFG = ReportConfig(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return run_job(job_config(tmp_path_factory.mktemp("job"), tracking={"density_windows": 2})).run.path
+
+
+def all_sources(groups: list[Group]) -> list[Source]:
+    return [source for group in groups for source in group.sources]
+
+
+def saelens_folder(path: Path, d_in: int = WIDTH, **metadata: Any) -> Path:
+    """As SAELens writes a standard SAE; metadata of None is left out."""
+    path.mkdir(parents=True)
+    g = torch.Generator().manual_seed(0)
+    shapes = {"W_enc": (d_in, 24), "b_enc": (24,), "W_dec": (24, d_in), "b_dec": (d_in,)}
+    save_file({k: torch.randn(s, generator=g) for k, s in shapes.items()}, path / "sae_weights.safetensors")
+    said = {
+        "model_name": str(tiny_model("gpt2")),
+        "hook_name": "blocks.1.hook_resid_post",
+        "hook_head_index": None,
+        "context_size": 48,
+        "prepend_bos": False,
+        "dataset_path": "python-stdlib",
+        **metadata,
+    }
+    cfg = {
+        "architecture": "standard",
+        "d_in": d_in,
+        "d_sae": 24,
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "metadata": {key: value for key, value in said.items() if value is not None},
+    }
+    (path / "cfg.json").write_text(json.dumps(cfg))
+    return path
+
+
+def test_a_run_gives_every_dictionary_at_its_newest_checkpoint(run: Path) -> None:
+    (group,) = open_sources([run], CFG)
+    assert [source.id for source in group.sources] == ["acts", "update", "logits", "relu"]
+    assert (
+        group.model.name == str(tiny_model("gpt2")) and group.data.context_length == 32 and group.rows == RowsConfig()
+    )
+    for source in group.sources:
+        assert source.run == run and source.tokens == 24 * 128 and source.path.name == str(24 * 128)
+        assert source.config is not None and source.config.name == "job" and source.subject.name == source.id
+        # In its own space, with the parameters that training had (free decoders rescaled to norm 1).
+        trained, _ = load_tensors(source.path / "trainer.safetensors")
+        assert source.subject.space.kind == source.config.dictionaries[source.id].space.kind
+        for name in ("encoder", "b_enc", "b_dec"):
+            mine = getattr(source.subject.dictionary, name)
+            off = (mine - trained[f"parameter.{name}"]).abs().max()
+            assert off < 1e-4, (source.id, name, off)
+        assert (source.subject.dictionary.W_dec.norm(dim=1) - 1).abs().max() < 1e-4
+
+
+def test_a_checkpoint_that_one_dictionary_lacks_is_passed_over(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "job"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "relu" / "checkpoints" / "3072")
+    sources = all_sources(open_sources([copy], CFG))
+    assert len({source.tokens for source in sources}) == 1 and 0 < (sources[0].tokens or 0) < 3072
+    shutil.rmtree(copy / "relu" / "checkpoints")
+    with pytest.raises(UserError, match="no checkpoint of all its dictionaries"):
+        open_sources([copy], CFG)
+
+
+def test_what_can_share_a_corpus_is_one_group(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "other"
+    shutil.copytree(run, copy)
+    config = copy / "config.yaml"
+    given = config.read_text()
+    config.write_text(given.replace("shuffle_characters: 20000", "shuffle_characters: 30000"))  # not for held-out text
+    checkpoint = run / "acts" / "checkpoints" / "0"
+    (group,) = open_sources([run, copy, checkpoint], CFG)
+    names = [source.id for source in group.sources]
+    assert names == [f"{r}--{d}" for r in ("job", "other") for d in ("acts", "update", "logits", "relu")] + [
+        "job--acts--0"
+    ]
+    config.write_text(given.replace("context_length: 32", "context_length: 16"))
+    first, second = open_sources([run, copy], CFG)
+    assert first.model is second.model and second.data.context_length == 16
+    assert [s.id for s in second.sources] == ["other--acts", "other--update", "other--logits", "other--relu"]
+
+
+def test_a_checkpoint_of_a_run(run: Path) -> None:
+    ((source,),) = [group.sources for group in open_sources([run / "logits" / "checkpoints" / "3072"], CFG)]
+    assert (source.id, source.run, source.tokens) == ("logits", run.resolve(), 3072)
+    assert source.subject.space.kind == "logit_update" and source.config is not None
+
+
+def test_an_export_without_its_run(run: Path, tmp_path: Path) -> None:
+    """The two files that SAELens needs, and with the space beside them."""
+    origin = run / "logits" / "checkpoints" / "3072"
+    folder = tmp_path / "mailed export!"
+    folder.mkdir()
+    for name in ("cfg.json", "sae_weights.safetensors"):
+        shutil.copy(origin / name, folder)
+    (group,) = open_sources([folder], CFG)
+    (source,) = group.sources
+    assert (source.id, source.run, source.config) == ("mailed_export_", None, None)
+    assert (group.data.context_length, group.data.bos, group.rows.skip_positions) == (32, "context", 1)
+    assert (source.subject.space.kind, source.subject.space.matrix) == ("resid_update", None)
+    plain = source.subject.dictionary
+    shutil.copy(origin / "space.safetensors", folder)
+    (source,) = all_sources(open_sources([folder], CFG))
+    assert source.subject.space.kind == "logit_update"
+    x = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        own = source.subject.dictionary.encode(source.subject.space.forward(x))
+        assert torch.allclose(own, plain.encode(x), atol=1e-4) and own.sum() > 0
+
+
+def test_a_folder_of_saelens(tmp_path: Path) -> None:
+    path = saelens_folder(tmp_path / "sae", tokens=5)
+    (group,) = open_sources([path], CFG)
+    (source,) = group.sources
+    assert (source.id, source.tokens, source.metadata["context_size"]) == ("sae", 5, 48)
+    assert (group.data.source, group.data.context_length, group.data.bos) == ("python-stdlib", 48, "none")
+    subject = source.subject
+    assert (subject.site.name, subject.space.kind, subject.space.matrix) == ("resid_post@1", "resid", None)
+    x = torch.randn(20, WIDTH)
+    assert torch.equal(subject.space.forward(x), x) and torch.equal(subject.space.lift(x), x)
+    assert (subject.dictionary.W_dec.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_by_saelens_itself(tmp_path: Path) -> None:
+    sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
+    cfg = sae_lens.TopKSAEConfig(d_in=WIDTH, d_sae=32, k=4)
+    cfg.metadata = sae_lens.saes.sae.SAEMetadata(
+        model_name=str(tiny_model("llama")), hook_name="blocks.2.hook_mlp_out", context_size=32, prepend_bos=True
+    )
+    sae_lens.TopKSAE(cfg).save_model(str(tmp_path / "theirs"))
+    (group,) = open_sources([tmp_path / "theirs"], CFG)
+    assert group.sources[0].subject.site.name == "mlp_out@2" and group.model.name == str(tiny_model("llama"))
+    assert (group.data.source, group.data.context_length) == ("python-stdlib", 32)
+
+
+def test_settings_win_one_by_one(tmp_path: Path, run: Path) -> None:
+    text = str(text_corpus(tmp_path))
+    path = saelens_folder(tmp_path / "sae", model_name="gpt2-small", dataset_path="someone/webtext")
+    cfg = CFG.model_copy(
+        update={
+            "model": ModelConfig(name=str(tiny_model("llama"))),
+            "data": DataConfig(source=text),
+            "rows": RowsConfig(skip_positions=3),
+            "site": "mlp_out@0",
+        }
+    )
+    (group,) = open_sources([path], cfg)
+    assert group.model.name == str(tiny_model("llama")) and group.sources[0].subject.site.name == "mlp_out@0"
+    assert (group.data.source, group.data.context_length) == (text, 48)
+    assert group.rows == RowsConfig(skip_positions=3)
+    # Beside an SAE, a run keeps its own; alone, the settings are for it.
+    both = open_sources([path, run], cfg)
+    assert [len(group.sources) for group in both] == [1, 4] and both[1].rows == RowsConfig()
+    (alone,) = open_sources([run], CFG.model_copy(update={"data": DataConfig(source=text, context_length=20)}))
+    assert (alone.data.source, alone.data.context_length, alone.data.heldout) == (text, 20, 0.2)
+
+
+def test_a_model_in_memory_is_for_all(tmp_path: Path) -> None:
+    model = load_model(str(tiny_model("gpt2")))
+    path = saelens_folder(tmp_path / "sae", model_name="nobody/knows", context_size=None, prepend_bos=None)
+    (group,) = open_sources([path], CFG, model)
+    assert group.model is model and (group.data.context_length, group.data.bos) == (model.n_ctx, "context")
+
+
+def test_paths_relative_to_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(tiny_model("gpt2"), tmp_path / "models" / "mine")
+    text_corpus(tmp_path)
+    path = saelens_folder(tmp_path / "runs" / "sae", model_name="models/mine", dataset_path="corpus.jsonl")
+    for place in (tmp_path, tmp_path / "models"):
+        monkeypatch.chdir(place)
+        (group,) = open_sources([path], CFG)
+        assert group.model.folder is not None and group.model.folder.resolve() == (tmp_path / "models" / "mine")
+        assert Path(str(group.data.source)).resolve() == tmp_path / "corpus.jsonl"
+
+
+def test_a_stream_whose_mean_was_taken_off(tmp_path: Path) -> None:
+    """`center_writing_weights`: TransformerLens takes the mean over channels off the residual stream."""
+    path = saelens_folder(tmp_path / "sae", model_from_pretrained_kwargs={"center_writing_weights": True})
+    space = all_sources(open_sources([path], CFG))[0].subject.space
+    x = torch.randn(5, WIDTH) + 3
+    assert torch.allclose(space.forward(x), x - x.mean(1, keepdim=True), atol=1e-5)
+    assert torch.allclose(space.lift(space.forward(x), x=x), x, atol=1e-5)
+    other = saelens_folder(
+        tmp_path / "llama",
+        model_name=str(tiny_model("llama")),
+        model_from_pretrained_kwargs={"center_writing_weights": True},
+    )
+    assert all_sources(open_sources([other], CFG))[0].subject.space.matrix is None  # RMSNorm: nothing to take off
+
+
+def test_an_old_flat_configuration(tmp_path: Path) -> None:
+    path = saelens_folder(tmp_path / "sae")
+    cfg = json.loads((path / "cfg.json").read_text())
+    (path / "cfg.json").write_text(json.dumps({**cfg.pop("metadata"), **cfg}))
+    assert load_saelens(path)[1]["hook_name"] == "blocks.1.hook_resid_post"
+    assert all_sources(open_sources([path], CFG))[0].subject.site.name == "resid_post@1"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "sentence"),
+    [
+        ({"model_name": None}, "names no model; name it: model.name=FOLDER"),
+        ({"model_name": "gpt2-small"}, "'gpt2-small' is no folder on this machine.*model.name=FOLDER"),
+        ({"dataset_path": "a/webtext"}, "'a/webtext' is not on this machine.*data.source=python-stdlib.*hub:a/webtext"),
+        ({"dataset_path": "hub:a/webtext"}, "data.source=hub:a/webtext"),
+        ({"dataset_path": ["python-stdlib", 3]}, "not on this machine"),
+        ({"dataset_path": []}, "not on this machine"),
+        ({"hook_name": None}, "names no site.*site=mlp_out@3"),
+        ({"hook_name": "blocks.7.hook_resid_post"}, "no site.*name the right one, such as site=mlp_out@3"),
+        ({"hook_head_index": 2}, "one attention head"),
+        ({"hook_name": "blocks.1.mlp.hook_post"}, "d_in = 32, but mlp_acts@1 of .* is 128 wide.*site=.*model.name"),
+        ({"context_size": "long"}, "metadata gives 'long' for data.context_length"),
+        ({"context_size": 1}, "metadata gives '1' for data.context_length; set data.context_length yourself"),
+        ({"skip_positions": -1}, "rows.skip_positions"),
+    ],
+    ids=str,
+)
+def test_what_the_metadata_leaves_to_the_user(metadata: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    path = saelens_folder(tmp_path / "sae", **metadata)
+    with pytest.raises(UserError, match=sentence) as error:
+        open_sources([path], CFG)
+    assert "\n" not in str(error.value) and str(error.value).endswith(".") and str(path) in str(error.value)
+
+
+def test_what_is_refused(run: Path, tmp_path: Path) -> None:
+    def refused(paths: list[Path], sentence: str, cfg: ReportConfig = CFG) -> None:
+        with pytest.raises(UserError, match=sentence) as error:
+            open_sources(paths, cfg)
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+    refused([], "found none")
+    refused([tmp_path / "nowhere"], "is no folder")
+    refused([tmp_path], "neither a run .* nor an SAE")
+    refused([run, run], "given twice")
+    refused([run, run / "acts" / "checkpoints" / "3072"], "given twice")
+    refused([run], "site=mlp_out@1 is for an SAE that is no run", CFG.model_copy(update={"site": "mlp_out@1"}))
+    missing = CFG.model_copy(update={"model": ModelConfig(name=str(tmp_path / "gone"))})
+    refused([run], "does not exist; name another with model.name=FOLDER", missing)
+    wrong = CFG.model_copy(update={"model": ModelConfig(name=str(tiny_model("llama")))})
+    refused([run], "site mlp_acts@1 is 128 wide, but not in .*model.name=FOLDER", wrong)
+    copy = tmp_path / "job"
+    shutil.copytree(run, copy)
+    config = copy / "config.yaml"
+    config.write_text(config.read_text().replace(str(tiny_model("gpt2")), str(tiny_model("gpt2", seed=1))))
+    refused([copy], "the weights of .* are not those that it was trained on")
+
+
+def test_weights_of_a_space_need_the_space(run: Path, tmp_path: Path) -> None:
+    origin = run / "logits" / "checkpoints" / "3072"
+    shutil.copytree(origin, tmp_path / "sae")
+    cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
+    cfg["metadata"]["coordinates"] = "space"
+    (tmp_path / "sae" / "cfg.json").write_text(json.dumps(cfg))
+    folded = all_sources(open_sources([origin], CFG))[0].subject.dictionary
+    asis = all_sources(open_sources([tmp_path / "sae"], CFG))[0].subject.dictionary
+    assert torch.equal(asis.encoder, load_saelens(origin)[0].encoder) and not torch.equal(asis.encoder, folded.encoder)
+    (tmp_path / "sae" / "space.safetensors").unlink()
+    with pytest.raises(UserError, match=r"space\.safetensors is missing"):
+        open_sources([tmp_path / "sae"], CFG)
+
+
+def test_same_text() -> None:
+    one = DataConfig(source="a")
+    assert same_text(one) == same_text(DataConfig(source=["a"], shuffle_characters=5))
+    assert same_text(one) != same_text(DataConfig(source="a", bos="none"))
