@@ -60,7 +60,7 @@
         const [low, high] = [bins.edge(bin), bins.edge(bin + 1)];
         const kind = classes.of(Math.sqrt(low * high), 1, bounds);
         const range = `${format.scientific(low, 1)} to ${format.scientific(high, 1)}`;
-        bars.push({ from: bin / PER_DECADE - bins.decades, to: (bin + 1) / PER_DECADE - bins.decades, value: shown(counts[bin]), class: `class-${classes.names[kind]}`, href: address({ min: low.toPrecision(6), max: bin + 1 === bins.bins ? "" : high.toPrecision(6) }), label: `${format.count(counts[bin], "feature")} of density ${range}`, rows: [`density ${range}`, ["features", format.integer(counts[bin])], ["class", classes.names[kind]]] });
+        bars.push({ from: bin / PER_DECADE - bins.decades, to: (bin + 1) / PER_DECADE - bins.decades, value: shown(counts[bin]), class: `class-${classes.names[kind]}`, href: address({ min: Number(low.toPrecision(9)), max: bin + 1 === bins.bins ? "" : Number(high.toPrecision(9)) }), label: `${format.count(counts[bin], "feature")} of density ${range}`, rows: [`density ${range}`, ["features", format.integer(counts[bin])], ["class", classes.names[kind]]] });
       }
       plot.bars(svg, inner, x, y, bars);
       // A bar that would dwarf the others ends at the top, with its number beside its name and a break drawn through it.

@@ -21,7 +21,7 @@
       ? h("a", { href: list.href, class: "place" }, `${format.integer(at + 1)} of ${format.integer(of)}: ${list.label}`)
       : h("a", { href: sae.routes.to("features", { d: dictionary.id }), class: "place" }, `of ${format.integer(dictionary.d_sae)}`);
     return [
-      h("h1", { tabindex: "-1", "data-testid": "feature-title" }, "Feature ", h("span", { class: "number" }, String(feature)), h("span", { class: "of" },
+      h("h1", { tabindex: "-1", "data-testid": "feature-title" }, "Feature ", h("span", { class: "number" }, String(feature)), " ", h("span", { class: "of" },
         figures.key(ctx.meta.dictionaries.indexOf(dictionary)), dictionary.id)),
       h("nav", { class: "steps", "aria-label": "Features" }, step(ctx, before, "←", "prev", "Feature before"), where, step(ctx, after, "→", "next", "Feature after")),
     ];
