@@ -38,14 +38,14 @@ def test_fidelity_is_that_of_the_file(which: str, look, request: pytest.FixtureR
     page.locator("nav a[data-view=spaces]").click()
     panel = page.get_by_test_id("panel-spaces")
     expect(panel).to_be_visible()
-    cells = {(one.of, one.index): one for one in numbers(panel)}
+    spaces = {(one.of, one.index): one for one in numbers(panel)}
     for id, entry in file.items():
         expected = {f"spaces.fvu.{space}": value for space, value in entry["fvu"].items()}
         expected |= {f"spaces.ce_recovered.{part}": value for part, value in entry["ce_recovered"].items()}
         for of, value in {**expected, "spaces.kl": entry["kl"]}.items():
-            one = cells.pop((of, id))
+            one = spaces.pop((of, id))
             assert one.value == value and says(one.text, value)
-    assert not cells
+    assert not spaces
 
 
 @pytest.mark.parametrize("which", ["real", "synthetic"])
@@ -74,9 +74,7 @@ def test_curves_are_those_of_the_metrics(which: str, look, request: pytest.Fixtu
         expect(figure.locator("details table")).to_be_visible()
         names = figure.locator("thead th").all_inner_texts()[1:]
         assert sorted(names) == sorted(expected)
-        rows = figure.locator("tbody tr").evaluate_all(
-            "rows => rows.map((row) => [...row.cells].map((c) => c.innerText))"
-        )
+        rows = cells(figure.locator("tbody tr"))
         assert [parse(row[0])[0] for row in rows] == sorted({tokens for curve in expected.values() for tokens in curve})
         for tokens, *values in rows:
             for name, cell in zip(names, values, strict=True):

@@ -43,12 +43,12 @@ def reached(how: str, report: Report) -> Iterator[str]:
 def test_every_view(how: str, look, sharded: Report):
     with reached(how, sharded) as address:
         page: Page = look(address)
-        check_view(page, "run", axe=False)
+        check_view(page, "run")
         for view in VIEWS[1:]:
             page.locator(f"nav a[data-view={view}]").click()
-            check_view(page, view, axe=False)
+            check_view(page, view)
         page.get_by_test_id("features-row").locator("a").first.click()
-        check_view(page, "feature", axe=False)
+        check_view(page, "feature")
         page.evaluate("(to) => { location.hash = to; }", "#/feature/resid_update/256")
         expect(page.get_by_test_id("feature-title")).to_contain_text("Feature 256")
         for before in (255, 254):
