@@ -160,6 +160,8 @@ class _Stretch:
             block = slice(start, min(start + block_width, W_U.shape[1]))
             W, bias = W_U[:, block].float(), self.prediction.bias[block]
             table = (directions @ W).sub_((directions @ mean).unsqueeze(1))
+            # Fresh memory for every handful of pairs would cost more than what is computed in it.
+            buffers = [W.new_empty(max(1, PAIR_BYTES // (4 * W.shape[1])), W.shape[1]) for _ in range(2)]
             done = 0
             for rows in _slices(len(streams), 4 * W.shape[1], TOKEN_BYTES):
                 logits = (streams[rows] @ W).sub_((streams[rows] @ mean).unsqueeze(1))
@@ -169,9 +171,11 @@ class _Stretch:
                 original.add(logits + bias, rows, self.target[rows] - start)
                 stop = int(torch.searchsorted(self.row, rows.stop))
                 for part in _slices(stop - done, 4 * W.shape[1], PAIR_BYTES, first=done):
-                    x = logits[self.row[part] - rows.start]
+                    x, w = (scratch[: part.stop - part.start] for scratch in buffers)
+                    torch.index_select(logits, 0, self.row[part] - rows.start, out=x)
+                    torch.index_select(table, 0, self.feature[part], out=w)
                     torch.addcmul(bias, x, shrink[part].unsqueeze(1), out=x)
-                    x.addcmul_(table[self.feature[part]], taken[part].unsqueeze(1), value=-1)
+                    x.addcmul_(w, taken[part].unsqueeze(1), value=-1)
                     ablated.add(x, part, self.target[self.row[part]] - start)
                 done = stop
                 report((start + (block.stop - start) * rows.stop / len(streams)) / W_U.shape[1])

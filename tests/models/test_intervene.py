@@ -12,11 +12,13 @@ from sae_tools.models import intervene
 from sae_tools.models.intervene import (
     Prefix,
     add,
+    capture_with_prefix,
     logits_with_edits,
     mean_ablate,
     pin,
     replace,
     run_and_capture,
+    stream_with_edits,
     zero_ablate,
 )
 from sae_tools.models.load import LanguageModel
@@ -156,6 +158,39 @@ def test_capture_gives_logits_and_activations_of_one_clean_run(pair: Pair, path:
     assert list(clean.activations) == ["mlp_acts@1", "mlp_out@0"]
     for site in sites:
         assert close(clean.activations[site.name], pair.read(site.kind, site.layer))
+
+
+def test_the_stream_before_the_unembedding(pair: Pair, path: str):
+    """As what `run_and_capture` reads there, with edits anywhere, the last site itself included."""
+    final = resolve_site(pair.model, f"resid_post@{pair.model.n_layers - 1}")
+    for name in ("mlp_out@1", final.name):
+        site = resolve_site(pair.model, name)
+        activations, prefix = capture_with_prefix(pair.model, pair.tokens, [site, final])
+        clean = run_and_capture(pair.model, pair.tokens, [site, final])
+        assert all(close(activations[key], value) for key, value in clean.activations.items())
+        assert set(prefix.outputs) == set(clean.prefix.outputs)
+        assert close(stream_with_edits(pair.model, pair.tokens, []), clean.activations[final.name])
+        edited = stream_with_edits(pair.model, pair.tokens, [replace(site, bent)], prefix=prefix)
+        module = pair.model.bridge.ln_final
+        with torch.no_grad():
+            logits = pair.model.bridge.unembed(module(edited))
+        assert close(logits, logits_with_edits(pair.model, pair.tokens, [replace(site, bent)]))
+    assert close(run_and_capture(pair.model, pair.tokens).logits, pair.logits()), "hooks are left behind"
+
+
+def test_a_prefix_repeated_serves_many_edits_of_one_context(pair: Pair, path: str):
+    site = resolve_site(pair.model, "mlp_out@2")
+    one = pair.tokens[:1]
+    _, prefix = capture_with_prefix(pair.model, one, [site])
+    length = one.shape[1] - 2
+    copies = prefix.repeated(3, length)
+    change = torch.randn(3, length, site.width, generator=torch.Generator().manual_seed(0))
+    found = logits_with_edits(pair.model, copies.tokens, [add(site, change)], prefix=copies)
+    for row in range(3):
+        alone = logits_with_edits(pair.model, one[:, :length], [add(site, change[row : row + 1])])
+        assert close(found[row : row + 1], alone)
+    with pytest.raises(ValueError, match="one context"):
+        Prefix(pair.tokens[:2]).repeated(2, 3)
 
 
 @pytest.mark.parametrize("layer", [0, 1, 2])

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from sae_tools.config import DictionaryConfig, ReLUConfig, SpaceConfig, TopKConfig
 from sae_tools.dictionaries import Dictionary, ReLUDictionary, TopKDictionary, build_dictionary, normalise_decoder_
-from sae_tools.dictionaries.formats import export_saelens, load_saelens
+from sae_tools.dictionaries.formats import export_saelens, load_saelens, unfold
+from sae_tools.dictionaries.formats.saelens import fold
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
@@ -112,6 +113,46 @@ def test_saelens_does_what_we_do(kind: str, settings: dict[str, Any], architectu
     with torch.no_grad():
         assert torch.allclose(again.encode(x), theirs.encode(x), atol=1e-4)
         assert (again(x) - theirs(x)).norm() < 1e-5 * x.norm()
+
+
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+@pytest.mark.parametrize(("kind", "settings"), SPACES, ids=str)
+def test_unfolding_undoes_the_export(kind: str, settings: dict[str, Any], architecture: str, tmp_path: Path) -> None:
+    """The same features on the same rows in the space's own coordinates, and the very parameters that were trained, but
+    for what no row can show and the free scale of a ReLU's features."""
+    space, rows = synthetic(kind, **settings)
+    cfg = DictionaryConfig(site=space.site.name, architecture=ARCHITECTURES[architecture], d_sae=48)  # type: ignore[arg-type]
+    dictionary = trained(cfg, space, rows)
+    export_saelens(dictionary, space, tmp_path / "sae", METADATA)
+    folded, _ = load_saelens(tmp_path / "sae")
+    again = unfold(folded, space)
+    assert type(again) is type(dictionary) and again.unit_decoder and getattr(again, "k", 5) == 5
+    norms = torch.ones(48, 1) if dictionary.unit_decoder else dictionary.W_dec.norm(dim=1, keepdim=True)
+    with torch.no_grad():
+        visible = space.project(dictionary.W_dec / norms)
+        assert (again.W_dec - visible).norm() < 1e-5 * visible.norm()
+        encoder = space.project(dictionary.encoder * norms)
+        assert (again.encoder - encoder).norm() < 1e-5 * encoder.norm()
+        assert (again.b_dec - space.project(dictionary.b_dec[None])[0]).norm() < 1e-4 * (1 + dictionary.b_dec.norm())
+        z = space.read(rows)
+        pre, pre_again = dictionary.pre_activations(z) * norms.T, again.pre_activations(z)
+        assert (pre_again - pre).norm() < 1e-5 * pre.norm()
+        x_hat, again_hat = space.lift(dictionary(z)), space.lift(again(z))
+        close = ((again_hat - x_hat).norm(dim=1) / x_hat.norm(dim=1)) < 1e-4
+        assert close.float().mean() > 0.99  # but where two features share the k-th place
+    for name, tensor in fold(again, space).items():  # and folding again gives the same file
+        other = fold(dictionary, space)[name]
+        assert (tensor - other).norm() < 1e-5 * (1 + other.norm()), name
+
+
+def test_unfolding_needs_a_fixed_map_of_the_right_width() -> None:
+    space, rows = synthetic("logit_update", ln="token")
+    dictionary = trained(DictionaryConfig(site="mlp_out@2", architecture=TopKConfig(k=5), d_sae=48), space, rows, 1)
+    with pytest.raises(ValueError, match="every token"):
+        unfold(dictionary, space)
+    narrow = build_dictionary(DictionaryConfig(site="mlp_out@2", d_sae=48, b_dec_init="zero"), 8, torch.Generator())
+    with pytest.raises(ValueError, match="width 8"):
+        unfold(narrow, synthetic("resid_update")[0])
 
 
 def test_per_token_scale_stays_in_the_space_and_says_so(tmp_path: Path) -> None:
