@@ -13,7 +13,8 @@ SCRIPT = files("axe_playwright_python").joinpath("axe.min.js")
 def violations(page: Page, *, contrast: bool = True) -> list[str]:
     """One line for each serious or critical thing that axe-core finds: rule, element, and what is wrong with it.
 
-    contrast: whether to look at that of every text too, which takes most of the time. The script goes in by the debugger, which the page's content security policy does not concern.
+    contrast: whether to look at that of every text too, which takes most of the time. The script goes in by the
+    debugger, which the page's content security policy does not concern.
     """
     if not page.evaluate("() => Boolean(globalThis.axe)"):
         page.evaluate(SCRIPT.read_text(encoding="utf-8") + "; undefined")

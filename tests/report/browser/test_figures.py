@@ -11,9 +11,6 @@ from playwright.sync_api import expect
 from tests.report.browser.reports import Report
 from tests.report.browser.shown import cells, numbers, parse, says
 
-CURVES = {"Auxiliary loss": "aux", "Explained variance": "explained"}
-"""Titles of the curves whose titles are not the key in words."""
-
 
 def walk(tree: dict, path: str) -> float:
     for key in path.split("."):
@@ -66,10 +63,9 @@ def test_curves_are_those_of_the_metrics(which: str, look, request: pytest.Fixtu
     panel.locator("summary", has_text="Everything else").click()
     shown = set()
     for figure in panel.locator("figure:has(details)").all():
-        title = figure.locator("figcaption b").inner_text().strip().removesuffix(".")
-        key = CURVES.get(title, title.lower().replace(" ", "_"))
+        key = figure.get_attribute("data-figure") or ""
         shown.add(key)
-        expected = {report.runs[0].name: speeds} if title == "Speed" else logged[key]
+        expected = {report.runs[0].name: speeds} if key == "tokens_per_s" else logged[key]
         figure.locator("details > summary").click()
         expect(figure.locator("details table")).to_be_visible()
         names = figure.locator("thead th").all_inner_texts()[1:]
@@ -80,7 +76,7 @@ def test_curves_are_those_of_the_metrics(which: str, look, request: pytest.Fixtu
             for name, cell in zip(names, values, strict=True):
                 value = expected[name].get(int(parse(tokens)[0]))
                 assert (cell == "–") if value is None else says(cell, value), (key, name, tokens)
-    assert "speed" in shown and {"loss", "l0"} <= shown
+    assert "tokens_per_s" in shown and {"loss", "l0"} <= shown
     text = panel.inner_text()
     for key in set(logged) - shown - {"squared_error"}:  # without penalties the loss is the squared error
         (value,) = {value for curve in logged[key].values() for value in curve.values()}
