@@ -17,7 +17,9 @@
   const context = (route) => {
     const dictionary = meta.dictionaries.find((one) => one.id === route.dictionary) ?? meta.dictionaries[0];
     const ctx = {
-      meta, route, dictionary,
+      meta,
+      route,
+      dictionary,
       feature: route.feature,
       corpus: meta.corpora[dictionary.corpus],
       blob: sae.blobs.get,
@@ -36,8 +38,12 @@
   const section = (panel, ctx) => {
     const id = sae.dom.id("panel");
     const body = h("div", { class: "body" });
-    const root = h("section", { class: `panel panel-${panel.id}`, "data-testid": `panel-${panel.id}`, "aria-labelledby": id },
-      h("h2", { id, class: panel.quiet ? "unseen" : null }, panel.title), body);
+    const root = h(
+      "section",
+      { class: `panel panel-${panel.id}`, "data-testid": `panel-${panel.id}`, "aria-labelledby": id },
+      h("h2", { id, class: panel.quiet ? "unseen" : null }, panel.title),
+      body,
+    );
     const done = (async () => {
       try {
         await panel.render(body, ctx);
@@ -67,12 +73,22 @@
       element.append(h("h1", { tabindex: "-1" }, "Not here"), sae.figures.nothing(wrong));
       return element;
     }
-    const panels = sae.panels.filter((panel) => panel.view === view && panel.when(ctx)).map((panel) => ({ panel, ...section(panel, ctx) }));
+    const panels = sae.panels
+      .filter((panel) => panel.view === view && panel.when(ctx))
+      .map((panel) => ({ panel, ...section(panel, ctx) }));
     const head = h("div", { class: "head" }, await (heads.get(view) ?? defaultHead)(ctx));
     await Promise.all(panels.map(({ done }) => done));
     const column = (name) => panels.filter(({ panel }) => panel.column === name).map(({ root }) => root);
-    element.append(head, h("div", { class: "columns" }, column("top").length ? h("div", { class: "top" }, column("top")) : null,
-      h("div", { class: "main" }, column("main")), column("side").length ? h("div", { class: "side" }, column("side")) : null));
+    element.append(
+      head,
+      h(
+        "div",
+        { class: "columns" },
+        column("top").length ? h("div", { class: "top" }, column("top")) : null,
+        h("div", { class: "main" }, column("main")),
+        column("side").length ? h("div", { class: "side" }, column("side")) : null,
+      ),
+    );
     return element;
   };
 
@@ -100,7 +116,8 @@
     document.title = titleOf(ctx);
     for (const link of document.querySelectorAll(".views a")) {
       const to = link.dataset.view;
-      if (to === ctx.route.view || (to === "features" && ctx.route.view === "feature")) link.setAttribute("aria-current", "page");
+      if (to === ctx.route.view || (to === "features" && ctx.route.view === "feature"))
+        link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
     if (way === "back") scrollTo(0, history.state?.scroll ?? 0);
@@ -119,7 +136,8 @@
     const { before, after } = sae.list.around(ctx.dictionary, ctx.feature);
     const later = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 30));
     for (const index of [after, before]) {
-      if (index != null) later(() => sae.blobs.get(`features/${ctx.dictionary.id}/${Math.floor(index / meta.chunk)}`).catch(() => {}));
+      if (index != null)
+        later(() => sae.blobs.get(`features/${ctx.dictionary.id}/${Math.floor(index / meta.chunk)}`).catch(() => {}));
     }
   };
 
@@ -144,7 +162,11 @@
       if (shown.route.view !== "features") await go(sae.routes.to("features", { d: shown.dictionary.id }));
       document.querySelector("[data-testid=search]")?.focus();
     },
-    random: () => go(sae.routes.feature(shown.dictionary.id, Math.floor(Math.random() * shown.dictionary.d_sae)), shown.route.view === "feature" ? "flip" : "go"),
+    random: () =>
+      go(
+        sae.routes.feature(shown.dictionary.id, Math.floor(Math.random() * shown.dictionary.d_sae)),
+        shown.route.view === "feature" ? "flip" : "go",
+      ),
     leave: () => document.activeElement?.blur?.(),
   };
   sae.actions = actions;
@@ -163,18 +185,40 @@
     nameTheme();
     main = h("main", { id: "main" });
     root.append(
-      h("a", { class: "skip", href: "#main", on: { click: (event) => {
-        event.preventDefault();
-        main.querySelector("h1")?.focus();
-      } } }, "Skip to content"),
-      h("header", { class: "bar" },
+      h(
+        "a",
+        {
+          class: "skip",
+          href: "#main",
+          on: {
+            click: (event) => {
+              event.preventDefault();
+              main.querySelector("h1")?.focus();
+            },
+          },
+        },
+        "Skip to content",
+      ),
+      h(
+        "header",
+        { class: "bar" },
         h("a", { class: "brand", href: "#/run" }, meta.title),
-        h("nav", { class: "views", "aria-label": "Views" }, Object.entries(titles).map(([view, title]) =>
-          h("a", { href: `#/${view}`, "data-view": view }, title))),
-        h("div", { class: "tools" }, themeButton, h("button", { type: "button", class: "tool", "aria-label": "Keys", on: { click: sae.keys.help } }, "?"))),
+        h(
+          "nav",
+          { class: "views", "aria-label": "Views" },
+          Object.entries(titles).map(([view, title]) => h("a", { href: `#/${view}`, "data-view": view }, title)),
+        ),
+        h(
+          "div",
+          { class: "tools" },
+          themeButton,
+          h("button", { type: "button", class: "tool", "aria-label": "Keys", on: { click: sae.keys.help } }, "?"),
+        ),
+      ),
       main,
       h("footer", {}, `sae_tools ${meta.version ?? ""} · made ${String(meta.created ?? "").slice(0, 10)}`),
-      h("div", { class: "unseen", role: "status", "aria-live": "polite", "data-testid": "status" }));
+      h("div", { class: "unseen", role: "status", "aria-live": "polite", "data-testid": "status" }),
+    );
     history.scrollRestoration = "manual";
     addEventListener("hashchange", () => {
       // Entries that were drawn before carry a state; a link's new one has none yet.
@@ -182,9 +226,13 @@
       if (!back) history.replaceState({ scroll: 0 }, "");
       render(back ? "back" : "go");
     });
-    addEventListener("click", (event) => {
-      if (event.target.closest?.("a[href^='#/']")) remember();
-    }, true);
+    addEventListener(
+      "click",
+      (event) => {
+        if (event.target.closest?.("a[href^='#/']")) remember();
+      },
+      true,
+    );
     sae.keys.listen(actions);
     if (!history.state) history.replaceState({ scroll: 0 }, "");
     await render("first");

@@ -9,8 +9,14 @@
  */
 {
   const types = {
-    u1: Uint8Array, u2: Uint16Array, u4: Uint32Array, i1: Int8Array, i2: Int16Array, i4: Int32Array,
-    f4: Float32Array, f8: Float64Array,
+    u1: Uint8Array,
+    u2: Uint16Array,
+    u4: Uint32Array,
+    i1: Int8Array,
+    i2: Int16Array,
+    i4: Int32Array,
+    f4: Float32Array,
+    f8: Float64Array,
   };
   // Chunks of features and density histories are many or large; the others are few and stay.
   const limits = { features: 16, density: 4 };
@@ -22,17 +28,18 @@
     arriving.delete(name);
   };
 
-  const load = (name) => new Promise((resolve, reject) => {
-    arriving.set(name, { resolve });
-    const script = document.createElement("script");
-    script.src = `data/${name.replaceAll("/", "-")}.js`;
-    script.onerror = () => {
-      arriving.delete(name);
-      reject(new Error(`The file ${script.getAttribute("src")} of this report is missing.`));
-    };
-    script.onload = () => script.remove();
-    document.head.append(script);
-  });
+  const load = (name) =>
+    new Promise((resolve, reject) => {
+      arriving.set(name, { resolve });
+      const script = document.createElement("script");
+      script.src = `data/${name.replaceAll("/", "-")}.js`;
+      script.onerror = () => {
+        arriving.delete(name);
+        reject(new Error(`The file ${script.getAttribute("src")} of this report is missing.`));
+      };
+      script.onload = () => script.remove();
+      document.head.append(script);
+    });
 
   const base64 = (text) => {
     if (Uint8Array.fromBase64) return Uint8Array.fromBase64(text);

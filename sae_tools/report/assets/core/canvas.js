@@ -7,7 +7,13 @@
     /** A canvas of that size in CSS pixels, sharp on dense screens. Answers [element, 2-D context]. */
     make: (width, height, label) => {
       const ratio = Math.min(3, devicePixelRatio || 1);
-      const element = h("canvas", { width: Math.round(width * ratio), height: Math.round(height * ratio), role: "img", "aria-label": label, css: { width: `${width}px`, height: `${height}px` } });
+      const element = h("canvas", {
+        width: Math.round(width * ratio),
+        height: Math.round(height * ratio),
+        role: "img",
+        "aria-label": label,
+        css: { width: `${width}px`, height: `${height}px` },
+      });
       const context = element.getContext("2d");
       context.scale(ratio, ratio);
       return [element, context];

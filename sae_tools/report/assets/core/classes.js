@@ -10,7 +10,11 @@
       while (!passes(n / tokens)) n++;
       return n;
     };
-    return [least((x) => x >= ultra, ultra * tokens), least((x) => x >= rare, rare * tokens), least((x) => x > dense, dense * tokens)];
+    return [
+      least((x) => x >= ultra, ultra * tokens),
+      least((x) => x >= rare, rare * tokens),
+      least((x) => x > dense, dense * tokens),
+    ];
   };
 
   const classes = {

@@ -9,7 +9,8 @@
     for (const [key, value] of Object.entries(attributes ?? {})) {
       if (value == null || value === false) continue;
       if (key === "on") for (const [type, listener] of Object.entries(value)) element.addEventListener(type, listener);
-      else if (key === "css") for (const [property, set] of Object.entries(value)) element.style.setProperty(property, set);
+      else if (key === "css")
+        for (const [property, set] of Object.entries(value)) element.style.setProperty(property, set);
       else element.setAttribute(key, value === true ? "" : value);
     }
     for (const child of children.flat(Infinity)) {
@@ -33,8 +34,11 @@
      * A number that comes from a blob: `of` is "panel.array", `index` the row in it, `data-value` the number unrounded.
      */
     value: (number, of, { index, format = sae.format.figures, text, tag = "span", ...rest } = {}) =>
-      dom.h(tag, { class: "number", "data-value-of": of, "data-index": index, "data-value": String(number), ...rest },
-        text ?? format(number)),
+      dom.h(
+        tag,
+        { class: "number", "data-value-of": of, "data-index": index, "data-value": String(number), ...rest },
+        text ?? format(number),
+      ),
 
     /**
      * Draws something that depends on the width it gets: `draw(width)` returns the new content of `element`. Called

@@ -12,7 +12,8 @@
     fixed: (x, decimals = 2) => (x == null || Number.isNaN(x) ? "–" : minus(x.toFixed(decimals))),
 
     /** With a sign always shown. */
-    signed: (x, decimals = 3) => (x == null || Number.isNaN(x) ? "–" : (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(decimals)),
+    signed: (x, decimals = 3) =>
+      x == null || Number.isNaN(x) ? "–" : (x < 0 ? "\u2212" : "+") + Math.abs(x).toFixed(decimals),
 
     /** 1.23e−4: two decimals of the mantissa, zero as 0. */
     scientific: (x, decimals = 2) => {
@@ -31,13 +32,18 @@
     },
 
     /** 12 %, 0.031 %. */
-    percent: (x, significant = 3) => (x == null || Number.isNaN(x) ? "–" : `${format.figures(x * 100, significant)}\u202f%`),
+    percent: (x, significant = 3) =>
+      x == null || Number.isNaN(x) ? "–" : `${format.figures(x * 100, significant)}\u202f%`,
 
     /** 1.0 M, 131 k: for axes and running text. */
     compact: (x) => {
       if (x == null || Number.isNaN(x)) return "–";
       const size = Math.abs(x);
-      for (const [unit, name] of [[1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
+      for (const [unit, name] of [
+        [1e9, "G"],
+        [1e6, "M"],
+        [1e3, "k"],
+      ]) {
         if (size >= unit * 0.9995) return minus(String(Number((x / unit).toPrecision(3)))) + "\u202f" + name;
       }
       return minus(String(Number(x.toPrecision(3))));
@@ -52,7 +58,9 @@
     /** A bound that somebody chose: 10⁻⁴, 0.1, 0.025. */
     bound: (x) => {
       const exponent = Math.round(Math.log10(x));
-      return x < 0.05 && Math.abs(Math.log10(x) - exponent) < 1e-9 ? format.power(exponent) : minus(String(Number(x.toPrecision(3))));
+      return x < 0.05 && Math.abs(Math.log10(x) - exponent) < 1e-9
+        ? format.power(exponent)
+        : minus(String(Number(x.toPrecision(3))));
     },
 
     /** 150 s, 12 min, 3.2 h */

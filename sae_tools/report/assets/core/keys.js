@@ -16,10 +16,30 @@
   const keys = {
     /** Opens the list of keys. */
     help: () => {
-      dialog ??= document.body.appendChild(h("dialog", { class: "help", "aria-labelledby": "help-title" },
-        h("h2", { id: "help-title" }, "Keys"),
-        h("dl", {}, help.map(([key, text]) => h("div", {}, h("dt", {}, key.split("  ").map((one) => h("kbd", {}, one))), h("dd", {}, text)))),
-        h("form", { method: "dialog" }, h("button", {}, "Close"))));
+      dialog ??= document.body.appendChild(
+        h(
+          "dialog",
+          { class: "help", "aria-labelledby": "help-title" },
+          h("h2", { id: "help-title" }, "Keys"),
+          h(
+            "dl",
+            {},
+            help.map(([key, text]) =>
+              h(
+                "div",
+                {},
+                h(
+                  "dt",
+                  {},
+                  key.split("  ").map((one) => h("kbd", {}, one)),
+                ),
+                h("dd", {}, text),
+              ),
+            ),
+          ),
+          h("form", { method: "dialog" }, h("button", {}, "Close")),
+        ),
+      );
       if (!dialog.open) dialog.showModal();
     },
 
@@ -27,7 +47,9 @@
     listen: (actions) => {
       addEventListener("keydown", (event) => {
         if (event.defaultPrevented || event.altKey || event.ctrlKey || event.metaKey || dialog?.open) return;
-        const typing = event.target.closest?.("input:not([type=checkbox], [type=button]), select, textarea, [contenteditable]");
+        const typing = event.target.closest?.(
+          "input:not([type=checkbox], [type=button]), select, textarea, [contenteditable]",
+        );
         if (event.key === "Escape") {
           sae.tip.hide();
           actions.leave();

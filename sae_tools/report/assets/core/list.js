@@ -28,7 +28,11 @@
     let from = new Uint32Array(n);
     let to = new Uint32Array(n);
     for (let i = 0; i < n; i++) from[i] = i;
-    for (const [shift, bits] of [[0, 11], [11, 11], [22, 10]]) {
+    for (const [shift, bits] of [
+      [0, 11],
+      [11, 11],
+      [22, 10],
+    ]) {
       const mask = (1 << bits) - 1;
       const starts = new Uint32Array(mask + 2);
       for (let i = 0; i < n; i++) starts[((keys[i] >>> shift) & mask) + 1]++;
@@ -76,7 +80,8 @@
 
     /** The class of every feature by these counts ({fires, tokens}), by default the held-out ones. */
     classesOf(counts = this.heldout) {
-      if (!this.classes.has(counts)) this.classes.set(counts, sae.classes.all(counts.fires, counts.tokens, this.bounds));
+      if (!this.classes.has(counts))
+        this.classes.set(counts, sae.classes.all(counts.fires, counts.tokens, this.bounds));
       return this.classes.get(counts);
     }
 
@@ -86,7 +91,11 @@
 
     /** Whether a column of that name can be sorted by. */
     has(column) {
-      return column === "id" || column === "density" || (Object.hasOwn(this.features, column) && ArrayBuffer.isView(this.features[column]));
+      return (
+        column === "id" ||
+        column === "density" ||
+        (Object.hasOwn(this.features, column) && ArrayBuffer.isView(this.features[column]))
+      );
     }
 
     column(name) {
@@ -105,8 +114,10 @@
       const key = `${column} ${direction}`;
       let order = this.orders.get(key);
       if (!order) {
-        const keys = column === "id" ? Uint32Array.from({ length: this.size }, (_, i) => (direction === "desc" ? this.size - i : i))
-          : sortKeys(this.column(column), direction === "desc");
+        const keys =
+          column === "id"
+            ? Uint32Array.from({ length: this.size }, (_, i) => (direction === "desc" ? this.size - i : i))
+            : sortKeys(this.column(column), direction === "desc");
         order = radixOrder(keys);
         this.orders.set(key, order);
       }
@@ -154,11 +165,16 @@
         const i = order[at];
         if (kinds && kinds[i] !== wanted) continue;
         if (ranged && !(counts.fires[i] >= low && counts.fires[i] < high)) continue;
-        if (hit && i !== number && !looked.some((array) => {
-          const width = array.shape[1];
-          for (let k = i * width; k < (i + 1) * width; k++) if (array[k] !== NONE && hit[array[k]]) return true;
-          return false;
-        })) continue;
+        if (
+          hit &&
+          i !== number &&
+          !looked.some((array) => {
+            const width = array.shape[1];
+            for (let k = i * width; k < (i + 1) * width; k++) if (array[k] !== NONE && hit[array[k]]) return true;
+            return false;
+          })
+        )
+          continue;
         rows[n++] = i;
       }
       return rows.slice(0, n);
@@ -178,7 +194,9 @@
       if (!open.has(dictionary.id)) {
         const promise = (async () => {
           const [{ features }, vocabulary] = await Promise.all([
-            sae.blobs.get(`dictionary/${dictionary.id}`), list.vocabulary(dictionary)]);
+            sae.blobs.get(`dictionary/${dictionary.id}`),
+            list.vocabulary(dictionary),
+          ]);
           return new FeatureList(dictionary, features, vocabulary);
         })();
         promise.catch(() => open.delete(dictionary.id));
@@ -205,12 +223,21 @@
       if (current?.id === dictionary.id) {
         current.places ??= new Map(Array.from(current.rows, (row, at) => [row, at]));
         const at = current.places.get(feature);
-        if (at != null) return { before: current.rows[at - 1], after: current.rows[at + 1], at, of: current.rows.length, list: current };
+        if (at != null)
+          return {
+            before: current.rows[at - 1],
+            after: current.rows[at + 1],
+            at,
+            of: current.rows.length,
+            list: current,
+          };
       }
       return {
         before: feature > 0 ? feature - 1 : undefined,
         after: feature + 1 < dictionary.d_sae ? feature + 1 : undefined,
-        at: feature, of: dictionary.d_sae, list: null,
+        at: feature,
+        of: dictionary.d_sae,
+        list: null,
       };
     },
   };

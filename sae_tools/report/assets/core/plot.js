@@ -10,26 +10,64 @@
      * reached. Answers {svg, inner: {left, top, right, bottom}}.
      */
     frame: (width, height, { left = 44, right = 12, top = 8, bottom = 34, label, role = "img" }) => {
-      const svg = s("svg", { class: "plot", width, height, viewBox: `0 0 ${width} ${height}`, role, "aria-label": label });
+      const svg = s("svg", {
+        class: "plot",
+        width,
+        height,
+        viewBox: `0 0 ${width} ${height}`,
+        role,
+        "aria-label": label,
+      });
       return { svg, inner: { left, top, right: width - right, bottom: height - bottom } };
     },
 
     /** The axis below: ticks and the name of what is shown, with its unit. */
-    axisX: (svg, inner, scale, { title, count = Math.max(2, Math.floor((inner.right - inner.left) / 70)), ticks = scale.ticks(count), grid = false }) => {
+    axisX: (
+      svg,
+      inner,
+      scale,
+      {
+        title,
+        count = Math.max(2, Math.floor((inner.right - inner.left) / 70)),
+        ticks = scale.ticks(count),
+        grid = false,
+      },
+    ) => {
       const group = s("g", { class: "axis", "aria-hidden": "true" });
-      group.append(s("line", { class: "axis-line", x1: inner.left, x2: inner.right, y1: inner.bottom + 0.5, y2: inner.bottom + 0.5 }));
+      group.append(
+        s("line", {
+          class: "axis-line",
+          x1: inner.left,
+          x2: inner.right,
+          y1: inner.bottom + 0.5,
+          y2: inner.bottom + 0.5,
+        }),
+      );
       for (const { value, text } of ticks) {
         const x = round(scale(value));
         if (grid) group.append(s("line", { class: "grid", x1: x, x2: x, y1: inner.top, y2: inner.bottom }));
         group.append(s("line", { class: "tick", x1: x, x2: x, y1: inner.bottom, y2: inner.bottom + 4 }));
         group.append(s("text", { x, y: inner.bottom + 15, "text-anchor": "middle" }, text));
       }
-      if (title) group.append(s("text", { class: "axis-title", x: inner.right, y: inner.bottom + 29, "text-anchor": "end" }, title));
+      if (title)
+        group.append(
+          s("text", { class: "axis-title", x: inner.right, y: inner.bottom + 29, "text-anchor": "end" }, title),
+        );
       svg.append(group);
     },
 
     /** The axis at the left, its title above it, read without turning the head. */
-    axisY: (svg, inner, scale, { title, count = Math.max(2, Math.floor((inner.bottom - inner.top) / 40)), ticks = scale.ticks(count), grid = true }) => {
+    axisY: (
+      svg,
+      inner,
+      scale,
+      {
+        title,
+        count = Math.max(2, Math.floor((inner.bottom - inner.top) / 40)),
+        ticks = scale.ticks(count),
+        grid = true,
+      },
+    ) => {
       const group = s("g", { class: "axis", "aria-hidden": "true" });
       for (const { value, text } of ticks) {
         const y = round(scale(value));
@@ -62,9 +100,13 @@
     },
 
     /** A line with a label that names it at its end. */
-    line: (points, { colour, dash = 0, label }) => s("path", {
-      class: `series colour-${colour} dash-${dash}`, d: plot.path(points), fill: "none", "aria-label": label,
-    }),
+    line: (points, { colour, dash = 0, label }) =>
+      s("path", {
+        class: `series colour-${colour} dash-${dash}`,
+        d: plot.path(points),
+        fill: "none",
+        "aria-label": label,
+      }),
 
     /** Moves labels (with .y in pixels) apart until none overlaps; keeps their order. */
     spread: (labels, gap, top, bottom) => {
@@ -92,13 +134,25 @@
         const x1 = scaleX(bar.to);
         const y = bar.value > 0 ? Math.min(scaleY(bar.value), inner.bottom - 1) : inner.bottom;
         const gap = x1 - x0 > 4 ? 1 : 0;
-        const mark = s("rect", { class: `bar ${bar.class ?? ""}`, x: round(x0), y: round(y), width: round(Math.max(0.5, x1 - x0 - gap)), height: round(inner.bottom - y) });
+        const mark = s("rect", {
+          class: `bar ${bar.class ?? ""}`,
+          x: round(x0),
+          y: round(y),
+          width: round(Math.max(0.5, x1 - x0 - gap)),
+          height: round(inner.bottom - y),
+        });
         marks.push({ x0, x1, mark, bar });
         if (!(bar.href && bar.value > 0)) {
           group.append(mark);
           continue;
         }
-        const target = s("rect", { class: "target", x: round(x0), y: inner.top, width: round(x1 - x0), height: inner.bottom - inner.top });
+        const target = s("rect", {
+          class: "target",
+          x: round(x0),
+          y: inner.top,
+          width: round(x1 - x0),
+          height: inner.bottom - inner.top,
+        });
         const link = s("a", { href: bar.href, "aria-label": bar.label }, target, mark);
         link.addEventListener("focus", () => sae.tip.at(mark, bar.rows));
         link.addEventListener("blur", sae.tip.hide);

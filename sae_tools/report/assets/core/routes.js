@@ -10,14 +10,18 @@
     parse: (hash) => {
       const [path, query = ""] = hash.replace(/^#/, "").split("?", 2);
       const params = Object.fromEntries(new URLSearchParams(query));
-      const [view, dictionary, feature] = path.split("/").filter(Boolean).map((part) => {
-        try {
-          return decodeURIComponent(part);
-        } catch {
-          return part;
-        }
-      });
-      if (view === "feature" && dictionary && /^\d+$/.test(feature ?? "")) return { view, dictionary, feature: Number(feature), params };
+      const [view, dictionary, feature] = path
+        .split("/")
+        .filter(Boolean)
+        .map((part) => {
+          try {
+            return decodeURIComponent(part);
+          } catch {
+            return part;
+          }
+        });
+      if (view === "feature" && dictionary && /^\d+$/.test(feature ?? ""))
+        return { view, dictionary, feature: Number(feature), params };
       if (view === "feature" || !views.includes(view)) return { view: "run", params: {} };
       return { view, dictionary: params.d, params };
     },

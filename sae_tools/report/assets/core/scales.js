@@ -7,7 +7,18 @@
     return power * ([1, 2, 5, 10].find((step) => step * power >= raw * 0.999) ?? 10);
   };
 
-  const viridis = ["#440154", "#482878", "#3e4989", "#31688e", "#26828e", "#1f9e89", "#35b779", "#6ece58", "#b5de2b", "#fde725"];
+  const viridis = [
+    "#440154",
+    "#482878",
+    "#3e4989",
+    "#31688e",
+    "#26828e",
+    "#1f9e89",
+    "#35b779",
+    "#6ece58",
+    "#b5de2b",
+    "#fde725",
+  ];
   const blues = {
     light: ["#f1eee6", "#d5e0ea", "#a6c8e0", "#6ba3cf", "#3579b8", "#155594", "#08305f"],
     dark: ["#1f2227", "#173450", "#1c507f", "#2c74b3", "#5f9fd3", "#a3cbe9", "#e6f2fb"],
@@ -55,7 +66,14 @@
           for (let e = first - 1; e <= last; e++) {
             for (const m of [1, 2, 5]) {
               const value = m * 10 ** e;
-              if (value >= a * 0.999 && value <= b * 1.001) found.push({ value, text: sae.format.figures(value, 2).replace(/(\.\d*?)0+$/, "$1").replace(/\.$/, "") });
+              if (value >= a * 0.999 && value <= b * 1.001)
+                found.push({
+                  value,
+                  text: sae.format
+                    .figures(value, 2)
+                    .replace(/(\.\d*?)0+$/, "$1")
+                    .replace(/\.$/, ""),
+                });
             }
           }
           return found;

@@ -21,28 +21,62 @@
     let height = 600;
     let scroll = 0;
     const heads = columns.map((column) => {
-      const inside = column.sortable === false ? column.title
-        : h("button", { type: "button", class: "sort", on: { click: () => onSort(column.key) } }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }));
-      return h("th", { scope: "col", class: column.kind ?? "", title: column.about, "data-column": column.key }, inside);
+      const inside =
+        column.sortable === false
+          ? column.title
+          : h(
+              "button",
+              { type: "button", class: "sort", on: { click: () => onSort(column.key) } },
+              column.title,
+              h("span", { class: "arrow", "aria-hidden": "true" }),
+            );
+      return h(
+        "th",
+        { scope: "col", class: column.kind ?? "", title: column.about, "data-column": column.key },
+        inside,
+      );
     });
     const body = h("tbody", {});
-    const table = h("table", { class: "virtual", "aria-label": label, css: { "min-width": `${columns.reduce((sum, c) => sum + c.width, 0)}px` } },
-      h("colgroup", {}, columns.map((column) => h("col", { css: { width: `${column.width}px` } }))),
-      h("thead", {}, h("tr", { "aria-rowindex": "1" }, heads)), body);
+    const table = h(
+      "table",
+      {
+        class: "virtual",
+        "aria-label": label,
+        css: { "min-width": `${columns.reduce((sum, c) => sum + c.width, 0)}px` },
+      },
+      h(
+        "colgroup",
+        {},
+        columns.map((column) => h("col", { css: { width: `${column.width}px` } })),
+      ),
+      h("thead", {}, h("tr", { "aria-rowindex": "1" }, heads)),
+      body,
+    );
     const element = h("div", { class: "table-scroll" }, table);
 
-    const spacer = (height) => h("tr", { class: "spacer", "aria-hidden": "true" },
-      h("td", { colspan: String(columns.length), css: { height: `${height}px` } }));
+    const spacer = (height) =>
+      h(
+        "tr",
+        { class: "spacer", "aria-hidden": "true" },
+        h("td", { colspan: String(columns.length), css: { height: `${height}px` } }),
+      );
 
     const makeRow = (at) => {
       const row = rows[at];
       const cells = columns.map((column, c) => {
         const content = column.cell(row);
         if (c > 0) return h("td", { class: column.kind ?? "" }, content);
-        return h("th", { scope: "row", class: column.kind ?? "" },
-          h("a", { href: href(row), tabindex: at === active ? "0" : "-1", "data-at": String(at) }, content));
+        return h(
+          "th",
+          { scope: "row", class: column.kind ?? "" },
+          h("a", { href: href(row), tabindex: at === active ? "0" : "-1", "data-at": String(at) }, content),
+        );
       });
-      return h("tr", { "aria-rowindex": String(at + 2), "data-testid": rowId, "data-row": String(row), class: at % 2 ? "odd" : "" }, cells);
+      return h(
+        "tr",
+        { "aria-rowindex": String(at + 2), "data-testid": rowId, "data-row": String(row), class: at % 2 ? "odd" : "" },
+        cells,
+      );
     };
 
     const draw = (force) => {
@@ -51,20 +85,32 @@
       if (!force && top >= first && bottom <= last) return;
       const from = Math.max(0, top - SPARE);
       const to = Math.min(rows.length, bottom + SPARE);
-      const focused = document.activeElement?.closest?.("tr")?.parentNode === body ? document.activeElement.dataset.at : null;
+      const focused =
+        document.activeElement?.closest?.("tr")?.parentNode === body ? document.activeElement.dataset.at : null;
       [first, last] = [from, to];
       const shown = [];
       if (from > 0) shown.push(spacer(from * ROW));
       for (let at = from; at < to; at++) shown.push(makeRow(at));
       if (to < rows.length) shown.push(spacer((rows.length - to) * ROW));
-      if (!rows.length) shown.push(h("tr", { class: "nothing" }, h("td", { colspan: String(columns.length) }, "No feature passes these filters.")));
+      if (!rows.length)
+        shown.push(
+          h(
+            "tr",
+            { class: "nothing" },
+            h("td", { colspan: String(columns.length) }, "No feature passes these filters."),
+          ),
+        );
       body.replaceChildren(...shown);
       if (focused != null) body.querySelector(`a[data-at="${focused}"]`)?.focus({ preventScroll: true });
     };
-    element.addEventListener("scroll", () => {
-      scroll = element.scrollTop;
-      draw(false);
-    }, { passive: true });
+    element.addEventListener(
+      "scroll",
+      () => {
+        scroll = element.scrollTop;
+        draw(false);
+      },
+      { passive: true },
+    );
     new ResizeObserver(() => {
       height = element.clientHeight;
       draw(false);
@@ -84,7 +130,14 @@
       const at = Number(event.target.dataset?.at ?? NaN);
       if (Number.isNaN(at) || event.altKey || event.ctrlKey || event.metaKey) return;
       const page = Math.max(1, Math.floor(element.clientHeight / ROW) - 2);
-      const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + page, PageUp: at - page, Home: 0, End: rows.length - 1 }[event.key];
+      const to = {
+        ArrowDown: at + 1,
+        ArrowUp: at - 1,
+        PageDown: at + page,
+        PageUp: at - page,
+        Home: 0,
+        End: rows.length - 1,
+      }[event.key];
       if (to == null) return;
       event.preventDefault();
       moveTo(to);

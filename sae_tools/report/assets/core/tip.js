@@ -22,9 +22,13 @@
         box = h("div", { class: "tip", "data-testid": "tip", "aria-hidden": "true" });
         document.body.append(box);
       }
-      box.replaceChildren(...rows.map((row) => (Array.isArray(row)
-        ? h("div", { class: "tip-row" }, h("span", {}, row[0]), h("b", {}, row[1]))
-        : h("div", { class: "tip-title" }, row))));
+      box.replaceChildren(
+        ...rows.map((row) =>
+          Array.isArray(row)
+            ? h("div", { class: "tip-row" }, h("span", {}, row[0]), h("b", {}, row[1]))
+            : h("div", { class: "tip-title" }, row),
+        ),
+      );
       box.hidden = false;
       place(x, y);
     },

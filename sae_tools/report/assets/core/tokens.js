@@ -42,7 +42,10 @@
     parts,
 
     /** The token as one visible string, e.g. for labels and titles. */
-    label: (token) => parts(token).map((part) => part.text).join(""),
+    label: (token) =>
+      parts(token)
+        .map((part) => part.text)
+        .join(""),
 
     /** Appends the visible token to an element. */
     into: (element, token) => {

@@ -24,7 +24,11 @@
       return total;
     };
     return {
-      count, size, tokens, end, sum,
+      count,
+      size,
+      tokens,
+      end,
+      sum,
       events: density.events ?? [],
       /** Where a window begins, in tokens trained on. */
       start: (w) => (w ? end[w - 1] : Math.max(0, end[0] - tokens[0])),
@@ -47,7 +51,8 @@
     },
 
     /** "tokens 990 k to 1 M of training". */
-    name: (history, w) => `tokens ${sae.format.compact(history.start(w))} to ${sae.format.compact(history.end[w])} of training`,
+    name: (history, w) =>
+      `tokens ${sae.format.compact(history.start(w))} to ${sae.format.compact(history.end[w])} of training`,
   };
   sae.windows = windows;
 }

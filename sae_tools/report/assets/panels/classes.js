@@ -18,10 +18,27 @@
         const { fires, tokens } = history.of(w);
         return classes.count(classes.all(fires, tokens, bounds));
       });
-      const address = (kind, w) => sae.routes.to("features", { d: dictionary.id, class: classes.names[kind], w, sum: sum > 1 ? sum : "", sort: "density", dir: "asc" });
+      const address = (kind, w) =>
+        sae.routes.to("features", {
+          d: dictionary.id,
+          class: classes.names[kind],
+          w,
+          sum: sum > 1 ? sum : "",
+          sort: "density",
+          dir: "asc",
+        });
       const body = h("div", { class: "responsive chart-300" });
       sae.dom.responsive(body, (width) => {
-        const { svg, inner } = plot.frame(width, 300, { left: 44, right: 84, top: 22, bottom: 36, label: `Features of each density class over training; at the end ${counts.at(-1).map((n, kind) => `${n} ${classes.names[kind]}`).join(", ")}` });
+        const { svg, inner } = plot.frame(width, 300, {
+          left: 44,
+          right: 84,
+          top: 22,
+          bottom: 36,
+          label: `Features of each density class over training; at the end ${counts
+            .at(-1)
+            .map((n, kind) => `${n} ${classes.names[kind]}`)
+            .join(", ")}`,
+        });
         const x = scales.linear([history.start(0), history.end[history.count - 1]], [inner.left, inner.right]);
         const y = scales.linear([0, dictionary.d_sae], [inner.bottom, inner.top]);
         const edges = [x(history.start(0)), ...Array.from(history.end, x)];
@@ -38,11 +55,29 @@
         plot.axisY(svg, inner, y, { title: "features", count: 4, grid: false });
         plot.axisX(svg, inner, x, { title: "tokens trained on", count: 4 });
         for (const { kind, y: at } of plot.spread(labels, 14, inner.top + 6, inner.bottom)) {
-          svg.append(s("text", { class: "series-label", x: inner.right + 6, y: at }, `${classes.names[kind]} ${format.integer(counts.at(-1)[kind])}`));
+          svg.append(
+            s(
+              "text",
+              { class: "series-label", x: inner.right + 6, y: at },
+              `${classes.names[kind]} ${format.integer(counts.at(-1)[kind])}`,
+            ),
+          );
         }
         for (const event of history.events) {
-          svg.append(s("line", { class: "event", x1: x(event.tokens), x2: x(event.tokens), y1: inner.top - 6, y2: inner.bottom }),
-            s("text", { class: "axis-note", x: x(event.tokens) + 4, y: inner.top - 6 }, `${event.kind} ${event.features.length}`));
+          svg.append(
+            s("line", {
+              class: "event",
+              x1: x(event.tokens),
+              x2: x(event.tokens),
+              y1: inner.top - 6,
+              y2: inner.bottom,
+            }),
+            s(
+              "text",
+              { class: "axis-note", x: x(event.tokens) + 4, y: inner.top - 6 },
+              `${event.kind} ${event.features.length}`,
+            ),
+          );
         }
         const at = (event) => {
           const box = svg.getBoundingClientRect();
@@ -56,7 +91,14 @@
         svg.addEventListener("pointermove", (event) => {
           const found = at(event);
           if (!found) return sae.tip.hide();
-          sae.tip.show([sae.windows.name(history, found.w), ...counts[found.w].map((n, kind) => [classes.names[kind], format.integer(n)]).reverse()], event.clientX, event.clientY);
+          sae.tip.show(
+            [
+              sae.windows.name(history, found.w),
+              ...counts[found.w].map((n, kind) => [classes.names[kind], format.integer(n)]).reverse(),
+            ],
+            event.clientX,
+            event.clientY,
+          );
         });
         svg.addEventListener("pointerleave", sae.tip.hide);
         svg.addEventListener("click", (event) => {
@@ -65,13 +107,25 @@
         });
         return svg;
       });
-      root.append(figures.figure({
-        body,
-        caption: [h("b", {}, "Features by class. "), `From below: dead (fired on none of the window's n\u202f=\u202f${format.integer(history.tokens[0])} tokens), ultra-rare (below ${format.bound(bounds[0])}), rare (below ${format.bound(bounds[1])}), normal, dense (above ${format.bound(bounds[2])}). `,
-          history.events.length ? `Dashed: ${history.events.length === 1 ? "an event" : `${history.events.length} events`} such as resampling. ` : "", "Click an area to list its features."],
-        data: figures.numbers("features by class", ["Tokens", ...classes.names], () => counts.map((one, w) => [format.integer(history.end[w]), ...one.map((n, kind) =>
-          h("a", { href: address(kind, w) }, format.integer(n)))])),
-      }));
+      root.append(
+        figures.figure({
+          body,
+          caption: [
+            h("b", {}, "Features by class. "),
+            `From below: dead (fired on none of the window's n\u202f=\u202f${format.integer(history.tokens[0])} tokens), ultra-rare (below ${format.bound(bounds[0])}), rare (below ${format.bound(bounds[1])}), normal, dense (above ${format.bound(bounds[2])}). `,
+            history.events.length
+              ? `Dashed: ${history.events.length === 1 ? "an event" : `${history.events.length} events`} such as resampling. `
+              : "",
+            "Click an area to list its features.",
+          ],
+          data: figures.numbers("features by class", ["Tokens", ...classes.names], () =>
+            counts.map((one, w) => [
+              format.integer(history.end[w]),
+              ...one.map((n, kind) => h("a", { href: address(kind, w) }, format.integer(n))),
+            ]),
+          ),
+        }),
+      );
     },
   });
 }

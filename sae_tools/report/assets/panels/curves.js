@@ -16,12 +16,21 @@
   };
 
   /** [{name, index, points: [[tokens, value]]}] of one key. */
-  const seriesOf = (runs, meta, key) => runs.flatMap((run) => Object.entries(run.dictionaries ?? {}).filter(([, curves]) => curves[key]?.length)
-    .map(([id, curves]) => ({
-      name: id,
-      index: Math.max(0, meta.dictionaries.findIndex((one) => one.id === id)),
-      points: run.tokens.map((tokens, i) => [tokens, curves[key][i]]).filter(([, y]) => y != null && Number.isFinite(y)),
-    })));
+  const seriesOf = (runs, meta, key) =>
+    runs.flatMap((run) =>
+      Object.entries(run.dictionaries ?? {})
+        .filter(([, curves]) => curves[key]?.length)
+        .map(([id, curves]) => ({
+          name: id,
+          index: Math.max(
+            0,
+            meta.dictionaries.findIndex((one) => one.id === id),
+          ),
+          points: run.tokens
+            .map((tokens, i) => [tokens, curves[key][i]])
+            .filter(([, y]) => y != null && Number.isFinite(y)),
+        })),
+    );
 
   const chart = (series, title, logarithmic) => {
     const all = series.flatMap((one) => one.points);
@@ -32,32 +41,58 @@
     return sae.dom.responsive(body, (width) => {
       // Room for the longest name beside its line, but never more than a third of the width.
       const letters = Math.min(Math.max(...series.map((one) => one.name.length)), Math.floor(width / 3 / 6.4));
-      const { svg, inner } = plot.frame(width, 200, { left: 48, right: 12 + 6.4 * letters, top: 12, bottom: 34, label: `${title} over tokens trained on, ${series.length} lines: ${series.map((one) => one.name).join(", ")}` });
+      const { svg, inner } = plot.frame(width, 200, {
+        left: 48,
+        right: 12 + 6.4 * letters,
+        top: 12,
+        bottom: 34,
+        label: `${title} over tokens trained on, ${series.length} lines: ${series.map((one) => one.name).join(", ")}`,
+      });
       const x = scales.linear([0, end], [inner.left, inner.right]);
       const pad = high === low ? Math.max(1, high * 0.1) : 0;
-      const y = log ? scales.log([low * 0.9, high * 1.1], [inner.bottom, inner.top])
+      const y = log
+        ? scales.log([low * 0.9, high * 1.1], [inner.bottom, inner.top])
         : scales.linear([Math.min(0, low), high + pad], [inner.bottom, inner.top]);
       plot.axisX(svg, inner, x, { title: "tokens trained on", count: 3 });
       plot.axisY(svg, inner, y, { count: 4 });
       const labels = [];
       for (const { name, index, points } of series) {
-        svg.append(plot.line(points.map(([a, b]) => [x(a), y(b)]), { colour: index % 8, dash: figures.dash(index) }));
+        svg.append(
+          plot.line(
+            points.map(([a, b]) => [x(a), y(b)]),
+            { colour: index % 8, dash: figures.dash(index) },
+          ),
+        );
         if (points.length) labels.push({ name, index, y: y(points.at(-1)[1]) + 4 });
       }
       for (const label of plot.spread(labels, 13, inner.top, inner.bottom)) {
-        svg.append(s("text", { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y }, label.name.length > letters ? `${label.name.slice(0, letters - 1)}…` : label.name));
+        svg.append(
+          s(
+            "text",
+            { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y },
+            label.name.length > letters ? `${label.name.slice(0, letters - 1)}…` : label.name,
+          ),
+        );
       }
       const hair = s("line", { class: "hair", y1: inner.top, y2: inner.bottom, visibility: "hidden" });
       svg.append(hair);
       svg.addEventListener("pointermove", (event) => {
         const box = svg.getBoundingClientRect();
         const tokens = x.invert(event.clientX - box.left);
-        const nearest = series.flatMap((one) => one.points).reduce((best, point) => (Math.abs(point[0] - tokens) < Math.abs(best[0] - tokens) ? point : best));
+        const nearest = series
+          .flatMap((one) => one.points)
+          .reduce((best, point) => (Math.abs(point[0] - tokens) < Math.abs(best[0] - tokens) ? point : best));
         hair.setAttribute("x1", x(nearest[0]));
         hair.setAttribute("x2", x(nearest[0]));
         hair.setAttribute("visibility", "visible");
-        sae.tip.show([`${title} at ${format.integer(nearest[0])} tokens`, ...series.map((one) =>
-          [one.name, format.figures(one.points.find(([at]) => at === nearest[0])?.[1], 4)])], box.left + x(nearest[0]), box.top + inner.top);
+        sae.tip.show(
+          [
+            `${title} at ${format.integer(nearest[0])} tokens`,
+            ...series.map((one) => [one.name, format.figures(one.points.find(([at]) => at === nearest[0])?.[1], 4)]),
+          ],
+          box.left + x(nearest[0]),
+          box.top + inner.top,
+        );
       });
       svg.addEventListener("pointerleave", () => {
         hair.setAttribute("visibility", "hidden");
@@ -67,18 +102,23 @@
     });
   };
 
-  const sameCurves = (a, b) => JSON.stringify(a.map((one) => one.points)) === JSON.stringify(b.map((one) => one.points));
+  const sameCurves = (a, b) =>
+    JSON.stringify(a.map((one) => one.points)) === JSON.stringify(b.map((one) => one.points));
 
-  const figureOf = (key, series, title, about, logarithmic) => figures.figure({
-    name: key,
-    body: chart(series, title, logarithmic),
-    caption: [h("b", {}, `${title[0].toUpperCase()}${title.slice(1)}. `), about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : ""],
-    data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)], () => {
-      const times = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
-      const maps = series.map((one) => new Map(one.points));
-      return times.map((x) => [format.integer(x), ...maps.map((map) => format.figures(map.get(x), 4))]);
-    }),
-  });
+  const figureOf = (key, series, title, about, logarithmic) =>
+    figures.figure({
+      name: key,
+      body: chart(series, title, logarithmic),
+      caption: [
+        h("b", {}, `${title[0].toUpperCase()}${title.slice(1)}. `),
+        about ? `${about[0].toUpperCase()}${about.slice(1)}; each point is the mean since the one before.` : "",
+      ],
+      data: figures.numbers(title, ["Tokens", ...series.map((one) => one.name)], () => {
+        const times = [...new Set(series.flatMap((one) => one.points.map(([x]) => x)))].sort((a, b) => a - b);
+        const maps = series.map((one) => new Map(one.points));
+        return times.map((x) => [format.integer(x), ...maps.map((map) => format.figures(map.get(x), 4))]);
+      }),
+    });
 
   sae.panel({
     id: "curves",
@@ -86,7 +126,11 @@
     title: "Training",
     render: async (root, ctx) => {
       const { runs } = (await ctx.blob("report")).curves;
-      const keys = [...new Set(runs.flatMap((run) => Object.values(run.dictionaries ?? {}).flatMap((curves) => Object.keys(curves))))];
+      const keys = [
+        ...new Set(
+          runs.flatMap((run) => Object.values(run.dictionaries ?? {}).flatMap((curves) => Object.keys(curves))),
+        ),
+      ];
       const order = [...Object.keys(known).filter((key) => keys.includes(key)), ...keys.filter((key) => !known[key])];
       const grid = h("div", { class: "multiples" });
       const others = h("div", { class: "multiples" });
@@ -98,15 +142,41 @@
         const [title, about, logarithmic] = known[key] ?? [key.replaceAll("_", " "), "", false];
         // Where there are no penalties the loss is the squared error; one chart says it.
         if (key === "squared_error" && sameCurves(series, seriesOf(runs, ctx.meta, "loss"))) continue;
-        if (key !== "l0" && flat.every((y) => y === flat[0])) constant.push(`${title.toLowerCase()} ${Number(flat[0].toPrecision(3))}${about ? ` (${about})` : ""}`);
+        if (key !== "l0" && flat.every((y) => y === flat[0]))
+          constant.push(`${title.toLowerCase()} ${Number(flat[0].toPrecision(3))}${about ? ` (${about})` : ""}`);
         else (known[key] ? grid : others).append(figureOf(key, series, title, about, logarithmic));
       }
-      const speeds = runs.map((run, index) => ({ name: run.name, index, points: run.tokens.map((x, i) => [x, run.tokens_per_s?.[i]]).filter(([, y]) => y != null) })).filter((one) => one.points.length);
-      if (speeds.length) grid.append(figureOf("tokens_per_s", speeds, "Speed", "tokens per second, for reading the text and training all dictionaries of a run together", false));
-      if (!grid.childElementCount) return root.append(figures.nothing("This dictionary came without a record of its training."));
+      const speeds = runs
+        .map((run, index) => ({
+          name: run.name,
+          index,
+          points: run.tokens.map((x, i) => [x, run.tokens_per_s?.[i]]).filter(([, y]) => y != null),
+        }))
+        .filter((one) => one.points.length);
+      if (speeds.length)
+        grid.append(
+          figureOf(
+            "tokens_per_s",
+            speeds,
+            "Speed",
+            "tokens per second, for reading the text and training all dictionaries of a run together",
+            false,
+          ),
+        );
+      if (!grid.childElementCount)
+        return root.append(figures.nothing("This dictionary came without a record of its training."));
       root.append(grid);
-      if (constant.length) root.append(h("p", { class: "note" }, h("b", {}, "The same throughout, in every dictionary: "), `${constant.join("; ")}.`));
-      if (others.childElementCount) root.append(h("details", { class: "full" }, h("summary", {}, "Everything else that was logged"), others));
+      if (constant.length)
+        root.append(
+          h(
+            "p",
+            { class: "note" },
+            h("b", {}, "The same throughout, in every dictionary: "),
+            `${constant.join("; ")}.`,
+          ),
+        );
+      if (others.childElementCount)
+        root.append(h("details", { class: "full" }, h("summary", {}, "Everything else that was logged"), others));
     },
   });
 }

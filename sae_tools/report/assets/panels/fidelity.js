@@ -36,19 +36,38 @@
       const ids = ctx.meta.dictionaries.map((one) => one.id).filter((id) => entries[id]);
       if (!ids.length) return root.append(figures.nothing("The fidelity of these dictionaries has not been measured."));
       const label = (id) => h("span", {}, figures.key(ctx.meta.dictionaries.findIndex((one) => one.id === id)), id);
-      const body = rows.filter(([, , get]) => ids.some((id) => get(entries[id]) != null)).map(([key, title, get, show, part]) => [
-        h("span", { title: definitions[key] }, title),
-        ...ids.map((id) => {
-          const number = get(entries[id]);
-          return number == null ? "–" : sae.dom.value(number, `fidelity.${part ? `${key}.${part}` : key}`, { index: id, format: show });
-        }),
-      ]);
+      const body = rows
+        .filter(([, , get]) => ids.some((id) => get(entries[id]) != null))
+        .map(([key, title, get, show, part]) => [
+          h("span", { title: definitions[key] }, title),
+          ...ids.map((id) => {
+            const number = get(entries[id]);
+            return number == null
+              ? "–"
+              : sae.dom.value(number, `fidelity.${part ? `${key}.${part}` : key}`, { index: id, format: show });
+          }),
+        ]);
       // In the order of the table, then what the table does not show.
-      const keys = [...new Set([...rows.map(([key]) => key), ...Object.keys(definitions)])].filter((key) => definitions[key]);
-      root.append(h("div", { class: "fidelity" },
-        figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
-        h("div", { class: "definitions" }, h("h3", {}, "Definitions"), h("dl", {}, keys.map((key) =>
-          h("div", {}, h("dt", {}, key), h("dd", {}, definitions[key])))))));
+      const keys = [...new Set([...rows.map(([key]) => key), ...Object.keys(definitions)])].filter(
+        (key) => definitions[key],
+      );
+      root.append(
+        h(
+          "div",
+          { class: "fidelity" },
+          figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
+          h(
+            "div",
+            { class: "definitions" },
+            h("h3", {}, "Definitions"),
+            h(
+              "dl",
+              {},
+              keys.map((key) => h("div", {}, h("dt", {}, key), h("dd", {}, definitions[key]))),
+            ),
+          ),
+        ),
+      );
     },
   });
 }
