@@ -22,6 +22,7 @@ from transformers import (
     Gemma2Config,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     PretrainedConfig,
     PreTrainedTokenizerFast,
@@ -58,10 +59,12 @@ _CONFIGS: dict[str, PretrainedConfig] = {
     "neox-sequential": GPTNeoXConfig(**_SHAPE, use_parallel_residual=False),
     "llama": LlamaConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=False, mlp_bias=False),
     "llama-tied": LlamaConfig(**_SHAPE, num_key_value_heads=2, tie_word_embeddings=True, mlp_bias=True),
+    "granite": GraniteConfig(**_SHAPE, num_key_value_heads=2, logits_scaling=4.0, residual_multiplier=0.5),
     "gemma2": Gemma2Config(**_SHAPE, num_key_value_heads=2, head_dim=8, query_pre_attn_scalar=8, sliding_window=8),
 }
 KINDS = ("gpt2", "neox-parallel", "neox-sequential", "llama", "llama-tied")
-"""The architectures that every room supports; `gemma2` (post-norms, soft caps) is there for what must be refused."""
+"""The architectures that every room supports; `gemma2` (post-norms, soft caps) is there for what must be refused,
+`granite` for logits that are scaled."""
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

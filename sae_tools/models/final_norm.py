@@ -1,9 +1,9 @@
 """The final norm and the unembedding as plain tensors: from the last residual stream to the logits.
 
-    logits = cap( ((r − mean r) / σ · w + b) W_U + b_U ),   σ = sqrt(mean (r − mean r)² + eps)
+    logits = cap( (((r − mean r) / σ · w + b) W_U + b_U) / c ),   σ = sqrt(mean (r − mean r)² + eps)
 
 with LayerNorm; RMSNorm (Zhang & Sennrich 2019, arXiv 1910.07467) does not subtract the mean and has no bias, and
-cap(z) = c · tanh(z / c) where the model has a soft cap.
+cap(z) = C · tanh(z / C) where the model has a soft cap. c is 1 but in Granite (`logits_scaling`).
 """
 
 from __future__ import annotations
@@ -89,11 +89,15 @@ def unembed(model: LanguageModel) -> tuple[Float[Tensor, "d V"], Float[Tensor, "
     """(W_U, b_U, soft cap): the map from the final norm's output to the logits.
 
     W_U is a view of the model's own weight (transposed, not contiguous, shared with the embedding in tied models): do
-    not write to it. b_U is zeros where the model has none. The cap is None in most models (Gemma-2: 30).
+    not write to it. b_U is zeros where the model has none. Both are divided by what the model divides its logits by.
+    The cap is None in most models (Gemma-2: 30).
     """
     refuse_processed(model.bridge)
     cap = getattr(model.bridge.cfg, "output_logits_soft_cap", None)
     W_U, b_U = model.bridge.W_U.detach(), model.bridge.b_U.detach()
+    scaling = getattr(getattr(model.bridge.original_model, "config", None), "logits_scaling", None)
+    if scaling is not None and scaling != 1:
+        W_U, b_U = W_U / scaling, b_U / scaling
     return W_U, b_U, float(cap) if cap is not None and cap > 0 else None
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_tools.analysis import effects_direct
+from sae_tools.analysis import effects_direct, prediction
 from sae_tools.analysis.corpus import Corpus
 from sae_tools.analysis.effects import Effects, ablation_effects
 from sae_tools.analysis.effects_direct import is_direct
@@ -98,6 +98,7 @@ CASES = [
     ("neox-parallel", "mlp_out@2", "resid_update", {}),
     ("neox-parallel", "resid_post@2", "resid", {"relu": True}),
     ("gemma2", "mlp_out@2", "resid_update", {}),
+    ("granite", "resid_post@2", "resid", {}),
     # general
     ("gpt2", "attn_out@2", "resid_update", {}),
     ("gpt2", "resid_mid@2", "resid", {}),
@@ -110,6 +111,7 @@ CASES = [
     ("neox-parallel", "mlp_out@1", "resid_update", {"relu": True}),
     ("neox-sequential", "resid_pre@1", "resid", {}),
     ("gemma2", "mlp_acts@2", "mlp_acts", {}),
+    ("granite", "mlp_out@1", "resid_update", {}),
 ]
 
 
@@ -120,7 +122,7 @@ def test_every_token_of_every_window(
 ) -> None:
     model = tiny(kind)
     subject = tiny_subject(model, site, space, **settings)
-    assert is_direct(model, subject.site) == (CASES.index((kind, site, space, settings)) < 10)
+    assert is_direct(model, subject.site) == (CASES.index((kind, site, space, settings)) < 11)
     corpus = tiny_corpus(model, rows)
     examples = tiny_examples(codes(model, subject, corpus), subject)
     seen = []
@@ -234,6 +236,14 @@ def test_a_model_with_another_final_norm_has_no_effects(monkeypatch: pytest.Monk
     monkeypatch.setattr(Prediction, "of", staticmethod(refuse))
     for found in ablation_effects(model, subjects, corpus, examples, ROWS, WINDOW):
         assert not found.effect_measured.any()
+
+
+def test_a_model_that_makes_its_logits_in_another_way_has_no_effects(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, corpus, subjects, examples = several()
+    W_U = Prediction.of(model).W_U
+    monkeypatch.setattr(prediction, "unembed", lambda model: (W_U * 0.9, torch.zeros(W_U.shape[1]), None))
+    for effects in ablation_effects(model, subjects, corpus, examples, ROWS, WINDOW):
+        assert not effects.effect_measured.any()
 
 
 def test_general_and_direct_paths_agree() -> None:

@@ -8,10 +8,11 @@ import torch
 from sae_tools.errors import UserError
 from sae_tools.models.capture import capture
 from sae_tools.models.final_norm import FinalNorm, logits_from_resid, unembed
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.mlp import mlp_output_map
 from sae_tools.models.sites import available_sites, resolve_site
 from tests.models.conftest import Pair
+from tests.tiny_models import tiny_model
 
 
 def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:
@@ -84,6 +85,16 @@ def test_gemma_offset_and_soft_cap_are_respected(gemma: LanguageModel):
         logits, cache = gemma.bridge.run_with_cache(tokens, names_filter=["blocks.2.hook_resid_post"])
     assert (logits_from_resid(gemma, cache["blocks.2.hook_resid_post"]) - logits).abs().max() < 1e-4
     assert unembed(gemma)[2] == 30.0
+
+
+def test_granite_divides_its_logits():
+    granite = load_model(tiny_model("granite"))
+    tokens = torch.arange(20)[None]
+    with torch.no_grad():
+        logits, cache = granite.bridge.run_with_cache(tokens, names_filter=["blocks.2.hook_resid_post"])
+    assert (logits_from_resid(granite, cache["blocks.2.hook_resid_post"]) - logits).abs().max() < 1e-4
+    W_U = unembed(granite)[0]
+    assert torch.equal(W_U, granite.bridge.W_U / 4)
 
 
 def test_gemma_has_no_affine_map_to_its_update(gemma: LanguageModel):
