@@ -32,7 +32,7 @@ class Effects:
     """By the examples of one dictionary; fields are named as in the file (analysis/feature_files.py)."""
 
     effect_measured: Bool[Tensor, " examples"]
-    effect_start: Int64[Tensor, " examples+1"]
+    effect_start: Int64[Tensor, " bounds"]
     """Example e has the entries from start[e] to start[e + 1]."""
     effect_offset: UInt8[Tensor, " entries"]
     """Place of the token, counted from the window's first, whose prediction is changed; ascending."""

@@ -36,6 +36,8 @@ PAIR_BYTES = 4 * 2**20
 """for pairs: small enough for the processor's cache."""
 FORWARD_TOKENS = 4096
 """Tokens in one forward pass."""
+FORWARD_SHARE = 0.5
+"""Of the work, roughly, that the model's pass is: for progress."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def direct_effects(
             def report(share: float, first: int = first, stop: int = stop) -> None:
                 progress(first + int(share * (stop - first)))
 
-            effects[here] = _Stretch(model, prediction, subjects, directions, corpus, part).effects(report)
+            effects[here] = _Stretch(model, prediction, subjects, directions, corpus, part, report).effects(report)
         progress(stop)
     return effects
 
@@ -104,14 +106,20 @@ class _Stretch:
         directions: list[Tensor],
         corpus: Corpus,
         pairs: Pairs,
+        report: Callable[[float], None],
     ):
+        """report: called with the share of the work that is done, as by `effects`."""
         self.prediction, self.pairs = prediction, pairs
         norm, self.device = prediction.norm, model.device
         tokens, row = pairs.token.unique_consecutive(return_inverse=True)
         self.row = row.to(self.device)
         """Of each pair: its token's place among the tokens that have pairs."""
         self.target = corpus.tokens.flatten()[tokens + 1].long().to(self.device)
-        resid = torch.cat(list(_final_streams(model, corpus, tokens)))
+        streams = []
+        for part in _final_streams(model, corpus, tokens):
+            streams.append(part)
+            report(FORWARD_SHARE * sum(map(len, streams)) / len(tokens))
+        resid = torch.cat(streams)
         scale = norm.scale(resid)
         self.centred = norm.centred(resid)
         self.scale = scale.squeeze(1)
@@ -178,7 +186,8 @@ class _Stretch:
                     x.addcmul_(w, taken[part].unsqueeze(1), value=-1)
                     ablated.add(x, part, self.target[self.row[part]] - start)
                 done = stop
-                report((start + (block.stop - start) * rows.stop / len(streams)) / W_U.shape[1])
+                share = (start + (block.stop - start) * rows.stop / len(streams)) / W_U.shape[1]
+                report(FORWARD_SHARE + (1 - FORWARD_SHARE) * share)
         effects = ablated.losses() - original.losses()[self.row]
         wild = ~torch.isfinite(effects)  # exp() left the range of float32
         if bool(wild.any()):
