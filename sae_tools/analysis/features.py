@@ -37,6 +37,7 @@ from sae_tools.analysis.vocabulary import vocabulary
 from sae_tools.config_report import ReportConfig
 from sae_tools.dictionaries import ReLUDictionary, TopKDictionary
 from sae_tools.errors import UserError
+from sae_tools.models.parameters import weights_fingerprint
 from sae_tools.runs import atomic
 from sae_tools.runs.lock import locked
 from sae_tools.runs.tensors import load_tensors, save_tensors
@@ -89,8 +90,8 @@ class Measurement:
     def __post_init__(self) -> None:
         group, cfg = self.group, self.cfg
         settings = corpus_settings(group.model, group.data, group.rows, cfg.tokens)
-        weights = group.model.describe()["weights_fingerprint"]
-        self.corpus_print = digest({"corpus": settings, "weights": weights})
+        model = {"weights": weights_fingerprint(group.model.bridge), "settings": group.model.settings()}
+        self.corpus_print = digest({"corpus": settings, "model": model})
         subjects = {source.id: subject_fingerprint(source.subject) for source in group.sources}
         self.reading_prints = {
             id: digest({"subject": own, "corpus": self.corpus_print}) for id, own in subjects.items()

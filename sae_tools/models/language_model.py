@@ -15,6 +15,9 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_tools.errors import UserError
 from sae_tools.models.parameters import parameter_count, weights_fingerprint
 
+HOW_IT_IS_RUN = ("transformers_version", "dtype", "torch_dtype", "use_cache", "return_dict")
+"""Of a Hugging Face configuration; the dtype is the parameters' own."""
+
 
 @dataclass(eq=False)
 class LanguageModel:
@@ -97,6 +100,15 @@ class LanguageModel:
     def tokenizer_fingerprint(self) -> str | None:
         """Hash of everything that decides how text becomes tokens; None without a tokenizer."""
         return None if self.tokenizer is None else tokenizer_fingerprint(self.tokenizer)
+
+    def settings(self) -> dict[str, Any]:
+        """What decides, beside the weights, what the model computes (activation function, epsilons, position encoding,
+        …): its configuration, JSON-able, without where it lies and how it is run."""
+        config = getattr(self.bridge.original_model, "config", None)
+        if config is None:
+            return {}
+        content = json.loads(json.dumps(config.to_dict(), default=str))
+        return {key: value for key, value in content.items() if not key.startswith("_") and key not in HOW_IT_IS_RUN}
 
     def describe(self) -> dict[str, Any]:
         """What a run writes down about its model, JSON-able. The two fingerprints tell whether it is still the same."""

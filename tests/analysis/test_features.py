@@ -219,6 +219,18 @@ def test_another_checkpoint_is_another_subject(group: Group, tmp_path: Path):
         subject.dictionary.b_enc[0] -= 1e-3
 
 
+def test_the_same_weights_with_other_settings_are_another_model(group: Group, tmp_path: Path, monkeypatch):
+    def prints() -> dict[str, str]:
+        return Measurement(0, group, CFG, tmp_path, lambda stage, done, total: None).prints
+
+    config = group.model.bridge.original_model.config
+    before = prints()
+    monkeypatch.setattr(config, "_name_or_path", "/elsewhere")  # a folder that was moved
+    assert prints() == before
+    monkeypatch.setattr(config, "layer_norm_epsilon", 1e-3)
+    assert not set(prints().values()) & set(before.values())
+
+
 def test_every_group_has_its_corpus(group: Group, whole: Path, tmp_path: Path):
     rows = group.rows.model_copy(update={"skip_positions": 5})
     source = group.sources[3]
