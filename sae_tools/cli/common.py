@@ -113,4 +113,4 @@ class StopSignals:
             raise KeyboardInterrupt
         self._requested = True
         # os.write: print could find the stream's lock held by the very code that was interrupted.
-        os.write(2, b"\nStopping after this step and writing a checkpoint; once more stops at once, without one.\n")
+        os.write(2, b"\nStopping as soon as the state is saved; once more stops at once, without that.\n")
