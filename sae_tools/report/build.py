@@ -18,7 +18,7 @@ from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import parameter_count
 from sae_tools.report.contents import ModelShown, load_contents, model_card
 from sae_tools.report.marker import is_report
-from sae_tools.report.write import Progress, build_date, quiet, replaceable, write_report
+from sae_tools.report.write import NOT_REPLACED, Progress, build_date, quiet, replaceable, write_report
 
 
 def build_report(
@@ -34,7 +34,8 @@ def build_report(
     paths: runs of ours (every dictionary at its newest complete checkpoint), or folders of SAEs in SAELens's format.
     output: the file, or the folder where there are more than `cfg.shard_above` features (its page is index.html);
         None: `report.html` (`report/`) in the run, or in the current directory if `paths` is not one run. There only a
-        report is replaced; a file that is named is replaced whatever it is, a folder only if it is a report or empty.
+        report is replaced; a file that is named is replaced whatever it is, a folder only if it is empty, or a report
+        and nothing else.
     model: the language model if it is in memory, instead of loading it.
     progress: called with the stage, how much of it is done, and of how much.
 
@@ -109,7 +110,7 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
     """Where the report goes: a file, or a folder if sharded. UserError if that would replace what is no report."""
     if output is None:
         target = (run or Path()) / ("report" if sharded else "report.html")
-        if target.exists() and not (is_report(target) and target.is_dir() == sharded):
+        if target.exists() and not (replaceable(target) if sharded else is_report(target) and target.is_file()):
             raise UserError(f"{target} is there and is not a report of sae_tools; name another place with -o.")
         return target
     target = Path(output)
@@ -118,7 +119,7 @@ def choose_output(output: str | Path | None, run: Path | None, sharded: bool) ->
             f"-o {target}: so many features make a folder of shards, so name a folder, or set shard_above higher."
         )
     if sharded and target.exists() and not replaceable(target):
-        raise UserError(f"{target} is there and neither empty nor a report of sae_tools; name another folder with -o.")
+        raise UserError(f"{target} is there and is {NOT_REPLACED}; name another folder with -o.")
     if not sharded and target.is_dir():
         raise UserError(f"-o {target} is a folder; name a file, such as {target / 'report.html'}.")
     return target

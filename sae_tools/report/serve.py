@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from sae_tools.errors import UserError
 
 LOOPBACK = "127.0.0.1"
-TYPES = {".html": "text/html; charset=utf-8", ".js": "text/javascript; charset=utf-8"}
+PAGE, DATA = "text/html; charset=utf-8", "text/javascript; charset=utf-8"
 
 
 def open_server(page: Path, port: int = 0) -> ThreadingHTTPServer:
@@ -52,9 +52,9 @@ def places(page: Path) -> dict[str, Path]:
     A list, looked up as it is, so that no address leads anywhere else; links are not followed.
     """
     found = {"/": page, f"/{page.name}": page}
-    if page.name == "index.html":
-        data = (page.parent / "data").glob("*.js")
-        found |= {f"/data/{path.name}": path for path in data if path.is_file() and not path.is_symlink()}
+    data = page.parent / "data"
+    if page.name == "index.html" and not data.is_symlink():
+        found |= {f"/data/{path.name}": path for path in data.glob("*.js") if path.is_file() and not path.is_symlink()}
     return found
 
 
@@ -96,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
             return
         with file:
             self.send_response(HTTPStatus.OK)
-            self.send_header("Content-Type", TYPES[path.suffix])
+            self.send_header("Content-Type", DATA if path.parent != self.places["/"].parent else PAGE)
             self.send_header("Content-Length", str(path.stat().st_size))
             self.send_header("Cache-Control", "no-store")
             self.send_header("X-Content-Type-Options", "nosniff")

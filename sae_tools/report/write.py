@@ -10,13 +10,16 @@ from pathlib import Path
 from sae_tools.errors import UserError
 from sae_tools.report.blobs import Blob, count, encoded
 from sae_tools.report.contents import Contents
-from sae_tools.report.marker import is_report
+from sae_tools.report.marker import is_all_report
 from sae_tools.report.page import render
 from sae_tools.report.shards import write_shards
 from sae_tools.runs import atomic
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage, how much of it is done, and of how much."""
+
+
+NOT_REPLACED = "neither empty nor a report of sae_tools alone"
 
 
 def quiet(stage: str, done: int, total: int) -> None:
@@ -30,7 +33,7 @@ def write_report(contents: Contents, output: Path, progress: Progress = quiet) -
     is neither empty nor a report; then what was there stays.
     """
     if contents.sharded and output.exists() and not replaceable(output):
-        raise UserError(f"{output} is there and neither empty nor a report of sae_tools; name another folder with -o.")
+        raise UserError(f"{output} is there and is {NOT_REPLACED}; name another folder with -o.")
     total = count(contents)
 
     def counted() -> Iterator[Blob]:
@@ -52,8 +55,8 @@ def write_report(contents: Contents, output: Path, progress: Progress = quiet) -
 
 
 def replaceable(folder: Path) -> bool:
-    """Whether a report as a folder may take the place of `folder`."""
-    return folder.is_dir() and (is_report(folder) or not any(folder.iterdir()))
+    """Whether a report as a folder may take the place of `folder`: it is one, with nothing else in it, or empty."""
+    return folder.is_dir() and (is_all_report(folder) or not any(folder.iterdir()))
 
 
 def build_date() -> str:

@@ -91,6 +91,22 @@ def test_one_file_is_served_alone(page: Path, get):
     assert ask("/", "POST")[0] == 501
 
 
+def test_a_page_may_have_any_name(page: Path, get, tmp_path: Path):
+    for name in ("features", "features.htm"):
+        (tmp_path / name).write_bytes(page.read_bytes())
+        status, headers, body = get(tmp_path / name)("/")
+        assert status == 200 and body == page.read_bytes() and headers["Content-Type"].startswith("text/html")
+
+
+def test_data_that_are_a_link_to_another_folder_are_not_served(page: Path, get, tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "secret.js").write_text("secret")
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "index.html").write_bytes(page.read_bytes())
+    (tmp_path / "report" / "data").symlink_to(tmp_path / "elsewhere")
+    assert get(tmp_path / "report" / "index.html")("/data/secret.js")[0] == 404
+
+
 def test_other_hosts_names_are_refused(page: Path, get):
     """A page in the same browser whose name was made to resolve to 127.0.0.1 cannot read the report."""
     ask = get(page)

@@ -61,6 +61,13 @@ def test_a_report_takes_a_reports_place_and_no_other_folders(run: Path, folder: 
     with pytest.raises(UserError, match="neither empty nor a report"):
         write_report(contents, precious)
     assert (precious / "thesis.tex").read_text() == "…"
+    (own / "thesis.tex").write_text("…")  # a page that somebody put into a folder of their own
+    with pytest.raises(UserError, match="neither empty nor a report"):
+        write_report(contents, own)
+    (own / "thesis.tex").rename(own / "data" / "thesis.tex")
+    with pytest.raises(UserError, match="neither empty nor a report"):
+        write_report(contents, own)
+    assert (own / "data" / "thesis.tex").read_text() == "…"
     (tmp_path / "file").write_text("…")
     with pytest.raises(UserError, match="neither empty nor a report"):
         write_report(contents, tmp_path / "file")
