@@ -169,7 +169,7 @@ def blob_sizes(page_file: Path) -> dict[str, int]:
     """Bytes as they stand in the page, or in the files beside it, by kind of data; `page`: everything else."""
     sizes: dict[str, int] = {}
     text = page_file.read_text(encoding="utf-8")
-    for name, content in re.findall(r'data-blob="([^"]+)">([^<]*)<', text):
+    for name, content in re.findall(r'data-blob="([^"]+)">([A-Za-z0-9+/=]+)<', text):
         kind = name.split("/")[0]
         sizes[kind] = sizes.get(kind, 0) + len(content)
     sizes["page"] = page_file.stat().st_size - sum(sizes.values())

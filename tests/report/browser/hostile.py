@@ -14,7 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import VOCABULARY, tiny_model
 
-CLOSING = "</script><img src=x onerror=window.canary=1>"
+CLOSING = "</script><img/src='x'/onerror='window.canary=1'>"
+"""Without a space: tokens are shown cut at their spaces."""
 COMMENT = "<!--<script>window.canary=1</script>"
 REVERSED = "\u202egnp\u2066.\u2028\u200bexe"
 LONG = "Donaudampfschifffahrts" * 40
@@ -25,6 +26,7 @@ INVISIBLE = "\x00\x01\x08\x1b[31m\x7f\x85\xa0\xad\u200d\u200e\u202a\u2060\u3000\
 TEXTS = [
     *TOKENS,
     INVISIBLE,
+    "</script><img src=x onerror=window.canary=1>",
     "<iframe srcdoc='<script>parent.canary=1</script>'></iframe><base href=//evil.example>",
     "<style>*{display:none}</style><meta http-equiv=refresh content=0;url=//evil.example>",
     "javascript:window.canary=1//&lt;b&gt;&amp;{{7*7}}${7*7}<%=7*7%>`${window.canary=1}`",

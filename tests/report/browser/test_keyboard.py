@@ -223,3 +223,18 @@ def test_addresses_of_nothing(address: str, says: str, look, synthetic: Report):
 def test_nonsense_in_the_address_breaks_nothing(address: str, look, synthetic: Report):
     page = look(synthetic.page, address)
     expect(page.locator("main h1")).to_be_visible()
+
+
+def test_bars_are_one_stop_and_arrows_go_among_them(look, synthetic: Report):
+    page = look(synthetic.page, f"#/density?d={ID}")
+    bars = page.get_by_test_id("panel-density").locator(".bars a")
+    bars.first.focus()
+    page.keyboard.press("ArrowRight")
+    expect(bars.nth(1)).to_be_focused()
+    page.keyboard.press("End")
+    expect(bars.last).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.locator(".bars a:focus")).to_have_count(0)
+    bars.last.focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_test_id("view-features")).to_be_visible()
