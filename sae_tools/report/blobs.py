@@ -152,6 +152,7 @@ def corpus_meta(contents: Contents, k: int) -> dict[str, Any]:
     return {
         "model": corpus.model,
         "source": corpus.source,
+        "held_out": corpus.held_out,
         "contexts": contexts,
         "length": length,
         "counted": corpus.counted,

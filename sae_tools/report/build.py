@@ -12,6 +12,7 @@ import torch
 import sae_tools
 from sae_tools.analysis.features import measure_features
 from sae_tools.analysis.sources import Group, Source, open_sources
+from sae_tools.config import DataConfig
 from sae_tools.config_report import ReportConfig
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
@@ -78,8 +79,25 @@ def shown_model(source: Source, model: LanguageModel, cfg: ReportConfig) -> Mode
     return ModelShown(facts or loaded_model(model), model_card(model.folder))
 
 
-def described_corpus(group: Group) -> dict[str, str]:
-    """`model` and `source` in words: as the runs' configurations name them, otherwise of local ones only the name."""
+UNTRAINED = ("heldout", "split", "subset", "text_column", "token_column")
+"""Settings of a text that decide, beside its source, which part of it is held out."""
+
+
+def held_out(group: Group) -> bool:
+    """Whether all of the group's dictionaries are known not to have been trained on the text that is read: their runs
+    held the same part of it out. Of an SAE of others, or with another text than the run's, nobody knows."""
+
+    def part(data: DataConfig) -> list[Any]:
+        names = [data.source] if isinstance(data.source, str) else data.source
+        return [[Path(name).name for name in names], *(getattr(data, key) for key in UNTRAINED)]
+
+    configs = [source.config for source in group.sources]
+    return all(config is not None and part(config.data) == part(group.data) for config in configs)
+
+
+def described_corpus(group: Group) -> dict[str, Any]:
+    """`model` and `source` in words: as the runs' configurations name them, otherwise of local ones only the name; and
+    `held_out`."""
     configs = [source.config for source in group.sources if source.config is not None]
     known = {config.model.name for config in configs}
     for config in configs:
@@ -89,7 +107,11 @@ def described_corpus(group: Group) -> dict[str, str]:
         return place if place in known or not Path(place).exists() else Path(place).name
 
     sources = [group.data.source] if isinstance(group.data.source, str) else group.data.source
-    return {"model": named(group.model.name), "source": ", ".join(map(named, sources))}
+    return {
+        "model": named(group.model.name),
+        "source": ", ".join(map(named, sources)),
+        "held_out": held_out(group),
+    }
 
 
 def loaded_model(model: LanguageModel) -> dict[str, Any]:

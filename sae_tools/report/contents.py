@@ -110,6 +110,8 @@ class CorpusShown:
     """Tokens of it that features were measured on."""
     vocabulary: list[str]
     special: list[int]
+    held_out: bool
+    """Whether the dictionaries are known not to have been trained on it."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def load_contents(
     folder: Path,
     *,
     models: Sequence[ModelShown | None],
-    corpora: Sequence[Mapping[str, str]],
+    corpora: Sequence[Mapping[str, Any]],
     version: str,
     created: str,
     chunk: int,
@@ -146,7 +148,8 @@ def load_contents(
     """Everything that the report on `origins` shows.
 
     folder: of the feature files. models: one for each origin; None: what its run wrote down. corpora: for each corpus
-    in the folder, `model` and `source` in words. Raises UserError for files that are missing or damaged.
+    in the folder, `model` and `source` in words, and `held_out` (see `CorpusShown`). Raises UserError for files that
+    are missing or damaged.
     """
     runs: dict[Path, RunShown] = {}
     dictionaries = []
@@ -215,7 +218,7 @@ def read_fidelity(path: Path) -> dict[str, dict[str, Any]]:
     return value
 
 
-def read_corpus(folder: Path, k: int, model: str, source: str) -> CorpusShown:
+def read_corpus(folder: Path, k: int, model: str, source: str, held_out: bool) -> CorpusShown:
     corpus, _ = Corpus.load(folder / f"corpus-{k}.safetensors")
     path = folder / f"vocabulary-{k}.json"
     try:
@@ -223,7 +226,8 @@ def read_corpus(folder: Path, k: int, model: str, source: str) -> CorpusShown:
         tokens, special = vocabulary["tokens"], vocabulary["special"]
     except (ValueError, RecursionError, KeyError, TypeError):
         raise UserError(f"{path} is no vocabulary; remove it, and it is made again.") from None
-    return CorpusShown(model, source, corpus.tokens.numpy(), corpus.document.numpy(), corpus.counted, tokens, special)
+    ids, document = corpus.tokens.numpy(), corpus.document.numpy()
+    return CorpusShown(model, source, ids, document, corpus.counted, tokens, special, held_out)
 
 
 def read_text(path: Path) -> str:

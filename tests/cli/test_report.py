@@ -11,12 +11,14 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from sae_tools.cli.report import main
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
+from sae_tools.report.build import held_out
 from sae_tools.report.columns import decode, unpack
 from sae_tools.report.marker import MARKER, is_report
 from sae_tools.training.run import run_job
@@ -153,6 +155,7 @@ def test_sources_on_different_texts_have_their_own(run: Path, sae_report: Comman
     meta = found["report"][1]["meta"]
     assert [entry["corpus"] for entry in meta["dictionaries"]] == [0, 0, 0, 0, 1]
     assert [corpus["length"] for corpus in meta["corpora"]] == [32, 16] and meta["corpora"][1]["source"] == "mine.txt"
+    assert [corpus["held_out"] for corpus in meta["corpora"]] == [True, False]
     for k in range(2):
         arrays, _ = found[f"corpus/{k}"]
         assert arrays["corpus.tokens"].shape == (meta["corpora"][k]["contexts"], meta["corpora"][k]["length"])
@@ -196,6 +199,19 @@ def test_a_run_that_was_stopped_is_shown_without_what_it_lacks(tmp_path: Path, s
     values = blobs_of(run / "report.html")["report"][1]
     assert set(values["fidelity"]["entries"].values()) == {None}
     assert all(0 < entry["training_tokens"] < 3072 for entry in values["meta"]["dictionaries"])
+
+
+def test_what_is_known_of_a_text_not_to_have_been_trained_on(trained: Path):
+    config = load_config(JobConfig, trained / "config.yaml")
+
+    def known(*configs: JobConfig | None, **changes: object) -> bool:
+        data = config.data.model_copy(update=changes)
+        return held_out(SimpleNamespace(data=data, sources=[SimpleNamespace(config=c) for c in configs]))  # type: ignore[arg-type]
+
+    assert known(config, config) and known(config, context_length=16) and known(config, source="/moved/corpus.jsonl")
+    assert not known(config, heldout=0.5)  # has documents in it that were trained on
+    assert not known(config, source="other.jsonl") and not known(config, text_column="title")
+    assert not known(config, None)  # an SAE of others: nobody here knows its text
 
 
 def test_a_folder_of_an_sae_alone(run: Path, sae_report: Command, tmp_path: Path):

@@ -326,7 +326,7 @@ def synthetic_contents(
         origins,
         run / "analysis" / "features",
         models=[None] * len(origins),
-        corpora=[{"model": "bundled", "source": "python-stdlib"}],
+        corpora=[{"model": "bundled", "source": "python-stdlib", "held_out": True}],
         version="0.1.0",
         created=created,
         chunk=chunk,

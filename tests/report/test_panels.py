@@ -52,8 +52,8 @@ def test_meta_says_what_is_shown(run: Path, blob):
         assert entry["matches"] == [id for id in IDS if id != entry["id"]]
         assert (entry["ultra_rare_below"], entry["rare_below"], entry["dense_above"]) == (1e-4, 1e-3, 0.1)
     assert meta["corpora"] == [
-        {"model": "bundled", "source": "python-stdlib", "contexts": 24, "length": 64, "counted": int(kept.sum()),
-         "before": 20, "after": 11, "intervals": 11}
+        {"model": "bundled", "source": "python-stdlib", "held_out": True, "contexts": 24, "length": 64,
+         "counted": int(kept.sum()), "before": 20, "after": 11, "intervals": 11}
     ]  # fmt: skip
 
 
@@ -206,8 +206,8 @@ def test_figures_and_history_of_a_later_checkpoint_are_not_shown_for_an_earlier_
 
     earlier = SyntheticOrigin("mlp_acts", run / "mlp_acts" / "checkpoints" / "500000", run, 500_000)
     found = load_contents(
-        [earlier], run / "analysis" / "features", models=[None], corpora=[{"model": "m", "source": "s"}],
-        version="0", created="now", chunk=8,
+        [earlier], run / "analysis" / "features", models=[None], version="0", created="now", chunk=8,
+        corpora=[{"model": "m", "source": "s", "held_out": True}],
     )  # fmt: skip
     (shown,) = found.dictionaries
     assert shown.fidelity is None and contents.dictionaries[0].fidelity is not None

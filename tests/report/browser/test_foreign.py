@@ -29,6 +29,7 @@ def test_every_view(kind: str, look, report: Report):
     page = look(report.page)
     check_view(page, "run")
     expect(page.get_by_test_id("panel-run")).to_contain_text(HOOKS[kind])
+    expect(page.get_by_test_id("panel-run")).to_contain_text("whether they were trained on is not known")
     for view in VIEWS[1:]:
         page.locator(f"nav a[data-view={view}]").click()
         check_view(page, view)

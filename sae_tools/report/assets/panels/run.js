@@ -124,7 +124,14 @@
                       {},
                       sae.dom.value(corpus.counted, "meta.counted", { format: format.integer }),
                       " held-out tokens",
-                      h("small", {}, `${format.integer(corpus.contexts)} contexts, none of them trained on`),
+                      h(
+                        "small",
+                        {},
+                        corpus.held_out
+                          ? `${format.integer(corpus.contexts)} contexts, none of them trained on`
+                          : `${format.integer(corpus.contexts)} contexts of ${corpus.source}; ` +
+                              "whether they were trained on is not known here",
+                      ),
                     ),
                   ]
                 : null,
