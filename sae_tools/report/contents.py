@@ -163,6 +163,10 @@ def load_contents(
         dictionaries.append(read_dictionary(origin, runs[key], folder))
     title = f"Features of {', '.join(run.name for run in runs.values())}"
     shown = [read_corpus(folder, k, **known) for k, known in enumerate(corpora)]
+    for one in dictionaries:
+        corpus = shown[one.meta["corpus"]]
+        if (corpus.counted, corpus.tokens.shape[1]) != (one.meta["tokens"], one.meta["length"]):
+            raise UserError(f"{folder}: {one.id} was measured on another text than is there; make the report again.")
     return Contents(title, version, created, chunk, list(runs.values()), dictionaries, shown, sharded)
 
 
@@ -182,7 +186,22 @@ def read_run(path: Path, name: str, model: ModelShown | None) -> RunShown:
     if model is None:
         model = ModelShown((config.provenance or {}).get("model", {"name": config.model.name}))
     records = read_metrics(run.metrics) if run.metrics.exists() else []
+    for number, record in enumerate(records, 1):
+        if not is_whole(record):
+            raise UserError(f"{run.metrics}, line {number}: no record of metrics.")
     return RunShown(name, text, config, model, records, [])
+
+
+def is_whole(record: dict[str, Any]) -> bool:
+    """Whether a line of metrics has what the page reads of it; a run may come from anywhere."""
+    time, dictionaries = record.get("time"), record.get("dictionaries")
+    return (
+        isinstance(record.get("tokens"), int)
+        and isinstance(time, dict)
+        and isinstance(time.get("seconds"), (int, float))
+        and isinstance(dictionaries, dict)
+        and all(isinstance(entry, dict) for entry in dictionaries.values())
+    )
 
 
 def read_foreign(path: Path, name: str, model: ModelShown | None) -> RunShown:
@@ -200,6 +219,8 @@ def read_dictionary(origin: Origin, run: RunShown, folder: Path) -> DictionarySh
         for window in read_windows(RunDirectory(origin.run).density(name))
         if origin.tokens is None or window.end <= origin.tokens
     ]
+    if any(len(window.fires) != file.d_sae for window in windows):
+        raise UserError(f"{RunDirectory(origin.run).density(name)} has windows of another dictionary: wrong size.")
     entry = read_fidelity(origin.run / "analysis" / "fidelity.json").get(name)
     if entry is not None and entry.get("training_tokens") != origin.tokens:
         entry = None  # of another checkpoint
@@ -212,8 +233,8 @@ def read_fidelity(path: Path) -> dict[str, dict[str, Any]]:
         return {}
     try:
         value = json.loads(read_text(path))
-        assert all(isinstance(entry, dict) for entry in value.values())
-    except (ValueError, RecursionError, AttributeError, AssertionError):
+        assert all(isinstance(entry["fvu"], dict) for entry in value.values())
+    except (ValueError, RecursionError, AttributeError, AssertionError, KeyError, TypeError):
         raise UserError(f"{path} is no file of held-out figures; remove it, or measure the run again.") from None
     return value
 

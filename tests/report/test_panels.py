@@ -13,6 +13,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from sae_tools.analysis.feature_files import FeatureFile
+from sae_tools.errors import UserError
 from sae_tools.report.blobs import blobs
 from sae_tools.report.columns import unpack
 from sae_tools.report.panels import PANELS, modules
@@ -223,3 +224,34 @@ def test_a_panel_is_a_file_on_each_side():
     assert {path.stem for path in folder.glob("*.py")} - {"__init__"} == set(modules()) <= set(PANELS)
     for module in modules().values():
         assert any(hasattr(module, name) for name in ("report", "dictionary", "features")), module
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("metrics.jsonl", '{"step": 1}\n', "line 1: no record of metrics"),
+        ("metrics.jsonl", '{"step": 1, "tokens": 1, "time": {"seconds": "x"}, "dictionaries": {}}\n', "no record"),
+        ("analysis/fidelity.json", '{"mlp_acts": {"l0": 3}}', "no file of held-out figures"),
+        ("analysis/fidelity.json", '{"mlp_acts": [1]}', "no file of held-out figures"),
+    ],
+)  # fmt: skip
+def test_files_that_say_something_else_are_refused_in_a_sentence(tmp_path: Path, file: str, content: str, said: str):
+    run = synthetic_run(tmp_path, features=20, contexts=8, length=32, d_vocab=200, windows=2, dictionaries=2)
+    (run / file).write_text(content)
+    with pytest.raises(UserError, match=said):
+        synthetic_contents([run])
+
+
+def test_windows_and_texts_of_another_measurement_are_refused(tmp_path: Path):
+    run = synthetic_run(tmp_path / "a", features=20, contexts=8, length=32, d_vocab=200, windows=2, dictionaries=2)
+    other = synthetic_run(tmp_path / "b", features=24, contexts=9, length=32, d_vocab=200, windows=2, dictionaries=2)
+    window = next((run / "mlp_acts" / "density").glob("*.safetensors"))
+    own = window.read_bytes()
+    window.write_bytes((other / window.relative_to(run)).read_bytes())
+    with pytest.raises(UserError, match="windows of another dictionary"):
+        synthetic_contents([run])
+    window.write_bytes(own)
+    corpus = Path("analysis", "features", "corpus-0.safetensors")
+    (run / corpus).write_bytes((other / corpus).read_bytes())
+    with pytest.raises(UserError, match="measured on another text"):
+        synthetic_contents([run])
