@@ -86,11 +86,15 @@ def name_origins(origins: list[Origin]) -> list[str]:
     where dictionaries of several runs or folders are shown; the folder's own name for an SAE outside runs."""
     several = len({origin.run.resolve() if origin.run else origin.path for origin in origins}) > 1
     names: list[str] = []
+    runs: dict[Path, str] = {}  # runs in different folders may have one name
     for origin in origins:
         if origin.run is None or origin.dictionary is None:
             name = origin.path.resolve().name
         else:
-            name = f"{origin.run.resolve().name}--{origin.dictionary}" if several else origin.dictionary
+            run = origin.run.resolve()
+            alike = sum(other.name.casefold() == run.name.casefold() for other in runs if other != run)
+            run_name = runs.setdefault(run, f"{run.name}-{alike + 1}" if alike else run.name)
+            name = f"{run_name}--{origin.dictionary}" if several else origin.dictionary
         name = re.sub(r"[^A-Za-z0-9._-]+", "_", name).lstrip(".") or "sae"
         taken = {other.casefold() for other in names}  # they become files, also where case does not tell them apart
         if name.casefold() in taken and origin.run is not None:

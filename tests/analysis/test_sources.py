@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 from sae_tools.analysis.metadata import same_text
+from sae_tools.analysis.origins import find_origins, name_origins
 from sae_tools.analysis.sources import Group, Source, open_sources
 from sae_tools.config import DataConfig, ModelConfig, RowsConfig
 from sae_tools.config_report import ReportConfig
@@ -108,6 +109,13 @@ def test_what_can_share_a_corpus_is_one_group(run: Path, tmp_path: Path) -> None
     first, second = open_sources([run, copy], CFG)
     assert first.model is second.model and second.data.context_length == 16
     assert [s.id for s in second.sources] == ["other--acts", "other--update", "other--logits", "other--relu"]
+
+
+def test_runs_of_one_name_in_different_folders(run: Path, tmp_path: Path) -> None:
+    paths = [Path(shutil.copytree(run, tmp_path / folder / "job")) for folder in ("one", "two")]
+    origins = find_origins(paths)
+    names = [origin.dictionary for origin in origins[: len(origins) // 2]]
+    assert name_origins(origins) == [f"{job}--{name}" for job in ("job", "job-2") for name in names]
 
 
 def test_a_checkpoint_of_a_run(run: Path) -> None:
