@@ -38,6 +38,13 @@ def check_view(page: Page, view: str, *, contrast: bool = False) -> None:
     assert not violations(page, contrast=contrast)
 
 
+@pytest.mark.parametrize("address", ["#/density?w=1.5&sum=1.5", "#/features?w=1.5&sum=1.5&class=dead"])
+def test_an_address_with_numbers_that_are_no_places(look, synthetic: Report, address: str):
+    page = look(synthetic.page, address)
+    expect(page.get_by_test_id("panel-density" if "density" in address else "count")).to_be_visible()
+    assert not page.evaluate(_SLIPS)
+
+
 @pytest.mark.parametrize(("dark", "width"), LOOKS, ids=ids)
 def test_every_view(dark: bool, width: int, look, synthetic: Report):
     contrast = width == 1600  # which does not depend on the width

@@ -232,7 +232,7 @@
       const top = Math.max(4, peaks[Math.floor(peaks.length * 0.95)] ?? peaks.at(-1)) * 1.04;
       const asked = ctx.route.params.w;
       const marker = {
-        at: asked == null || asked === "" ? last : Math.max(0, Math.min(last, Number(asked) || 0)),
+        at: asked == null || asked === "" ? last : Math.max(0, Math.min(last, Math.floor(Number(asked)) || 0)),
         move: () => {},
       };
       const place = h("div", {});

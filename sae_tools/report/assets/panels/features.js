@@ -153,8 +153,8 @@
       let counts = list.heldout;
       let where = "held-out text";
       if (params.w != null && params.w !== "" && dictionary.has_density) {
-        const history = await sae.windows.open(dictionary, Math.max(1, Number(params.sum) || 1));
-        const w = Math.max(0, Math.min(history.count - 1, Number(params.w) || 0));
+        const history = await sae.windows.open(dictionary, Math.max(1, Math.floor(Number(params.sum)) || 1));
+        const w = Math.max(0, Math.min(history.count - 1, Math.floor(Number(params.w)) || 0));
         counts = history.of(w);
         where = sae.windows.name(history, w);
       }
