@@ -1,14 +1,15 @@
-"""The held-out text on which features are studied: read once, kept in memory and on disk as token ids."""
+"""The held-out text on which dictionaries are studied: read once, kept in memory and on disk as token ids."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int32
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from sae_tools.analysis.subject import kept_positions
@@ -18,6 +19,9 @@ from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
 from sae_tools.runs.tensors import load_tensors, save_tensors
 
+SPREAD = 8
+"""How many times the tokens wanted are read at most, to choose from: documents are long and come one after the other,
+so the first tokens would be those of a few documents."""
 CHARACTERS_PER_TOKEN = 8
 """More than text usually has: decides how much of it is read ahead."""
 
@@ -86,6 +90,7 @@ def corpus_settings(model: LanguageModel, data: DataConfig, rows: RowsConfig, to
         "tokenizer": model.tokenizer_fingerprint,
         "special": list(model.special_token_ids),
         "tokens": tokens,
+        "spread": SPREAD,
     }
 
 
@@ -96,29 +101,44 @@ def read_corpus(
     tokens: int,
     progress: Callable[[int], None] = lambda counted: None,
 ) -> Corpus:
-    """As many whole contexts as it takes for `tokens` kept tokens, or all there are.
+    """Whole contexts with `tokens` kept tokens together, evenly spaced over the first `SPREAD` times as many of the
+    held-out text, so that they come from as many documents as may be; or all contexts there are.
 
-    progress: called with the number of tokens kept so far. Raises UserError where the text gives none, or where its
-    contexts are longer than the model's.
+    progress: called with rising numbers of tokens, the last of which is that of the tokens kept. Raises UserError where
+    the text gives none, or where its contexts are longer than the model's.
     """
     if data.context_length > model.n_ctx:
         raise UserError(
             f"data.context_length is {data.context_length}, but {model.name} takes at most {model.n_ctx} tokens."
         )
     # The held-out order has no permutations, so a smaller block gives the same contexts, and reads no further.
-    block = min(data.shuffle_characters, CHARACTERS_PER_TOKEN * tokens)
+    block = min(data.shuffle_characters, CHARACTERS_PER_TOKEN * SPREAD * tokens)
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     counted = 0
     for contexts in open_heldout(model, data.model_copy(update={"shuffle_characters": block})):
         kept = kept_positions(contexts.tokens, rows, model.special_token_ids)
-        total = counted + kept.sum(1).cumsum(0)
-        wanted = min(len(kept), 1 + int((total < tokens).sum()))
-        parts.append((contexts.tokens[:wanted], kept[:wanted], contexts.document[:wanted]))
-        counted = int(total[wanted - 1])
-        progress(counted)
-        if counted >= tokens:
+        parts.append((contexts.tokens, kept, contexts.document))
+        counted += int(kept.sum())
+        progress(min(counted, SPREAD * tokens) // SPREAD)
+        if counted >= SPREAD * tokens:
             break
     if not counted:
         raise UserError(f"data.source: the held-out part of {data.source} gives no rows, so no feature can be shown.")
     ids, kept, document = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
-    return Corpus(ids.to(torch.int32), kept, document.to(torch.int32), counted)
+    chosen = evenly_spaced(kept.sum(1), tokens)
+    corpus = Corpus(
+        ids[chosen].to(torch.int32), kept[chosen], document[chosen].to(torch.int32), int(kept[chosen].sum())
+    )
+    progress(corpus.counted)
+    return corpus
+
+
+def evenly_spaced(counts: Int64[Tensor, " contexts"], tokens: int) -> Int64[Tensor, " chosen"]:
+    """Which contexts, in order: as few as hold `tokens` of the tokens counted in each, at even distances; all of them
+    where they hold fewer."""
+    n = len(counts)
+    for wanted in range(min(n, max(1, math.ceil(tokens / max(1, int(counts.max()))))), n):
+        chosen = (2 * torch.arange(wanted) + 1) * n // (2 * wanted)
+        if int(counts[chosen].sum()) >= tokens:
+            return chosen
+    return torch.arange(n)

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sae_tools.analysis.corpus import Corpus, corpus_settings, open_heldout, read_corpus
+from sae_tools.analysis.corpus import Corpus, corpus_settings, evenly_spaced, open_heldout, read_corpus
 from sae_tools.analysis.subject import kept_positions
 from sae_tools.config import DataConfig, RowsConfig
 from sae_tools.errors import UserError
@@ -28,20 +30,41 @@ def data(tmp_path_factory) -> DataConfig:
 
 
 @pytest.mark.parametrize("tokens", [1, 31, 32, 700, 10_000_000])
-def test_whole_contexts_until_there_are_enough_tokens(model, data, tokens: int):
-    """The same contexts as the held-out stream gives, however little of the text is read ahead."""
+def test_whole_contexts_of_the_held_out_text_at_even_distances(model, data, tokens: int):
     corpus = read_corpus(model, data, ROWS, tokens)
     every = torch.cat([part.tokens for part in open_heldout(model, data)])
     documents = torch.cat([part.document for part in open_heldout(model, data)])
     kept = kept_positions(every, ROWS, model.special_token_ids)
-    wanted, counted = 0, 0
-    while counted < tokens and wanted < len(every):
-        counted += int(kept[wanted].sum())
-        wanted += 1
-    assert corpus.counted == counted == int(corpus.kept.sum()) and corpus.contexts == wanted and corpus.length == 32
-    assert corpus.tokens.equal(every[:wanted].int()) and corpus.document.equal(documents[:wanted].int())
-    assert corpus.kept.equal(kept[:wanted])
+    if tokens > int(kept.sum()):
+        assert corpus.tokens.equal(every.int()) and corpus.document.equal(documents.int())
+        return
+    both = torch.cat([every, documents], 1)
+    place = {tuple(context.tolist()): i for i, context in enumerate(both)}
+    places = torch.tensor(
+        [place[tuple(context.tolist())] for context in torch.cat([corpus.tokens, corpus.document], 1)]
+    )
+    assert corpus.counted >= tokens and corpus.counted - int(corpus.kept[-1].sum()) - 32 < tokens
+    if len(places) > 1:
+        assert places.diff().min() > 0 and places.diff().max() - places.diff().min() <= 1
+    assert corpus.kept.equal(kept[places]) and corpus.document.equal(documents[places].int())
+    assert corpus.counted == int(corpus.kept.sum()) and corpus.length == 32
     assert not corpus.kept[:, 0].any() and not corpus.kept[corpus.tokens == 256].any()
+
+
+def test_the_contexts_come_from_many_documents(model, data):
+    every = torch.cat([part.document for part in open_heldout(model, data)])
+    tokens = every.numel() // 6
+    corpus = read_corpus(model, data, ROWS, tokens)
+    first = every.flatten()[:tokens].unique().numel()
+    assert corpus.document.unique().numel() > 2 * first
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40), st.integers(1, 100))
+def test_evenly_spaced(counts: list[int], tokens: int):
+    chosen = evenly_spaced(torch.tensor(counts), tokens).tolist()
+    assert chosen == sorted(set(chosen)) and 0 <= chosen[0] and chosen[-1] < len(counts)
+    held = sum(counts[i] for i in chosen)
+    assert held >= tokens or len(chosen) == len(counts)
 
 
 def test_progress(model, data):
