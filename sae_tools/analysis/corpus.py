@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sae_tools.config import DataConfig, RowsConfig
 from sae_tools.data.stream import ContextStream
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
+from sae_tools.rows import Contexts
 from sae_tools.runs.tensors import load_tensors, save_tensors
 
 SPREAD = 8
@@ -50,6 +51,11 @@ class Corpus:
         """Tokens of a context."""
         return self.tokens.shape[1]
 
+    def batches(self, contexts: int) -> Iterator[Contexts]:
+        """All of it in order, so many contexts at a time."""
+        for tokens, document in zip(self.tokens.split(contexts), self.document.split(contexts), strict=True):
+            yield Contexts(tokens.long(), document.long())
+
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the file whole. Raises UserError where no space is left."""
         meta = {"fingerprint": fingerprint, "counted": self.counted, "mean_inverse_scale": self.mean_inverse_scale}
@@ -68,13 +74,13 @@ class Corpus:
             raise UserError(f"{path} is no corpus of a feature report.") from None
 
 
-def open_heldout(model: LanguageModel, data: DataConfig) -> ContextStream:
-    """The held-out contexts in their one fixed order."""
+def open_heldout(model: LanguageModel, data: DataConfig, batch: int = 64) -> ContextStream:
+    """The text that training never sees, once, in its one fixed order, which no seed changes."""
     return ContextStream(
         data,
         model.tokenizer,
         split="heldout",
-        batch=64,
+        batch=batch,
         epochs=1,
         bos_token_id=model.bos_token_id,
         vocabulary=model.d_vocab,

@@ -48,8 +48,6 @@ from sae_tools.spaces import forward_chain, logit_root
 
 LOGIT_BYTES = 128 * 2**20
 """Bound on one tensor of logits; decides how many contexts are evaluated at a time."""
-MEAN_TOKENS = 16_384
-"""Held-out tokens over which the mean for mean ablation is taken."""
 
 
 def contexts_per_batch(model: LanguageModel, context_length: int, tokens: int) -> int:
@@ -101,7 +99,7 @@ def measure_fidelity(
     norm = FinalNorm.of(model)
     final = resolve_site(model, f"resid_post@{model.n_layers - 1}")
     ablated = {subject.name: ablation_site(model, subject.site) for subject in subjects}
-    means = site_means(model, list(ablated.values()), batches(), rows)
+    means = site_means(model, list(ablated.values()), batches(), rows, cfg.tokens)
     ablations = {site.name: AblationSums(site, means[site.name]) for site in ablated.values()}
     direct = any(subject.space.kind in ("mlp_acts", "resid_update", "logit_update") for subject in subjects)
     root = logit_root(model) if direct else None  # once for all
@@ -160,9 +158,9 @@ def ablation_site(model: LanguageModel, site: Site) -> Site:
 
 
 def site_means(
-    model: LanguageModel, sites: list[Site], batches: Iterable[Contexts], rows: RowsConfig
+    model: LanguageModel, sites: list[Site], batches: Iterable[Contexts], rows: RowsConfig, wanted: int
 ) -> dict[str, Float[Tensor, " d_site"]]:
-    """Mean activation of each site over the first `MEAN_TOKENS` held-out tokens that become rows, by site name."""
+    """Mean activation of each site, by its name, over the first `wanted` tokens (or a few more) that become rows."""
     unique = {site.name: site for site in sites}
     totals = {name: torch.zeros(site.width, dtype=torch.float64) for name, site in unique.items()}
     counted = 0
@@ -173,7 +171,7 @@ def site_means(
         for name, site in unique.items():
             totals[name] += found[site.hook_name][kept].double().sum(0).cpu()
         counted += int(kept.sum())
-        if counted >= MEAN_TOKENS:
+        if counted >= wanted:
             break
     return {name: (total / max(counted, 1)).float().to(model.device) for name, total in totals.items()}
 

@@ -8,6 +8,7 @@ import torch
 
 from sae_tools.activations.buffer import ShuffleBuffer
 from sae_tools.activations.harvest import Harvester, collect_rows
+from sae_tools.analysis.corpus import open_heldout
 from sae_tools.config import DictionaryConfig, JobConfig
 from sae_tools.data.stream import ContextStream
 from sae_tools.device import pick_device
@@ -107,27 +108,13 @@ def open_stream(cfg: JobConfig, model: LanguageModel, seed: int | None = None) -
     )
 
 
-def open_heldout(cfg: JobConfig, model: LanguageModel, batch: int) -> ContextStream:
-    """The text that training never sees, once, in an order that no seed changes."""
-    return ContextStream(
-        cfg.data,
-        model.tokenizer,
-        split="heldout",
-        seed=cfg.seed,
-        batch=batch,
-        epochs=1,
-        bos_token_id=model.bos_token_id,
-        vocabulary=model.d_vocab,
-    )
-
-
 def check_heldout(cfg: JobConfig, model: LanguageModel) -> None:
     """Raises UserError if there is no held-out text to measure on, which would otherwise show after training only.
 
     Reads documents until they fill one context.
     """
     small = cfg.data.model_copy(update={"shuffle_characters": 1})
-    next(open_heldout(cfg.model_copy(update={"data": small}), model, batch=1))
+    next(open_heldout(model, small, batch=1))
 
 
 def open_harvester(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> Harvester:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from sae_tools.analysis.corpus import read_corpus
 from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
 from sae_tools.analysis.subject import Subject
 from sae_tools.analysis.table import LEGEND, fidelity_tables
@@ -18,7 +19,7 @@ from sae_tools.rows import Contexts
 from sae_tools.runs import atomic
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.tracking.metrics import finite_or_null, read_metrics
-from sae_tools.training.job import Job, open_heldout
+from sae_tools.training.job import Job
 from sae_tools.training.loop import train_job
 from sae_tools.training.observer import open_observer
 from sae_tools.training.start import resume_job, start_job
@@ -83,9 +84,11 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
 
 
 def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
-    """Starts the job's held-out text from its beginning, in batches that the logits leave memory for."""
-    batch = contexts_per_batch(job.model, job.cfg.data.context_length, job.cfg.fidelity.tokens)
-    return lambda: open_heldout(job.cfg, job.model, batch)
+    """Starts the held-out text that the figures stand on from its beginning, in batches that the logits leave memory
+    for."""
+    cfg = job.cfg
+    corpus = read_corpus(job.model, cfg.data, cfg.rows, cfg.fidelity.tokens)
+    return lambda: corpus.batches(contexts_per_batch(job.model, corpus.length, cfg.fidelity.tokens))
 
 
 def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:
