@@ -11,7 +11,7 @@ from sae_tools.report.contents import Contents, CorpusShown, DictionaryShown
 
 COPIED = ("maximum", "mean_active", "b_enc", "projection", "cosine", "decoder_norm", "logit_norm")
 TOKENS = 3
-"""Tokens shown of each kind."""
+"""Tokens kept of those at the peaks."""
 NONE = np.uint32(0xFFFFFFFF)
 """Stands where there are fewer."""
 
@@ -19,16 +19,17 @@ NONE = np.uint32(0xFFFFFFFF)
 def dictionary(contents: Contents, shown: DictionaryShown) -> dict[str, Any]:
     """Per feature, as in its file: `fires` and COPIED. `best_match`: its best correlation in any other dictionary, 0 if
     none. `peak_token` [d_sae, 3]: the commonest tokens at the peaks of its top contexts, NONE if there are fewer.
-    `logit_top`, `logit_bottom` [d_sae, 3], where it has logit weights. `training_fires`: on how many of the
-    `training_tokens_window` tokens of the last window of training it fired, where there is a history."""
+    `logit_top`, `logit_bottom` [d_sae, 10], where it has logit weights: all that its file has, for the search.
+    `training_fires`: on how many of the `training_tokens_window` tokens of the last window of training it fired, where
+    there is a history."""
     arrays = shown.arrays
     columns: dict[str, Any] = {"fires": narrow(arrays["fires"])}
     columns |= {name: arrays[name] for name in COPIED if name in arrays}
     columns["best_match"] = best_match(shown)
     columns["peak_token"] = peak_tokens(shown, contents.corpus_of(shown))
     if shown.has_logits:
-        columns["logit_top"] = arrays["logit_top_token"][:, :TOKENS].astype(np.uint32)
-        columns["logit_bottom"] = arrays["logit_bottom_token"][:, :TOKENS].astype(np.uint32)
+        columns["logit_top"] = narrow(arrays["logit_top_token"])
+        columns["logit_bottom"] = narrow(arrays["logit_bottom_token"])
     if shown.windows:
         columns["training_fires"] = narrow(shown.windows[-1].fires.numpy())
         columns["training_tokens_window"] = shown.windows[-1].tokens

@@ -30,7 +30,7 @@ def summary(arrays: dict[str, np.ndarray], i: int, tokens: int) -> Expected:
     if live:
         expected |= {f"features.{key}": [arrays[key][i]] for key in ("maximum", "mean_active")}
         expected["activations.maximum"] = [arrays["maximum"][i]]
-    if arrays["match_value"].shape[1]:
+    if arrays["match_value"].shape[1] and arrays["match_value"][i, :, 0].max() > 0:  # otherwise a dash
         expected["features.best_match"] = [max(0, arrays["match_value"][i, :, 0].max())]
     if "logit_norm" in arrays:
         expected |= {key: [arrays["logit_norm"][i]] for key in ("features.logit_norm", "logits.norm")}

@@ -151,7 +151,13 @@ def test_classes(name: str, look, synthetic: Report):
 def test_random_ones_of_a_class(look, synthetic: Report):
     share = columns(synthetic, ID)["density"]
     page = look(synthetic.page, f"#/features?d={ID}")
-    for button, kind in (("random-dead", 0), ("random-rare", 2), ("random", None)):
+    for button, kind in (
+        ("random-dead", 0),
+        ("random-ultra-rare", 1),
+        ("random-rare", 2),
+        ("random-dense", 4),
+        ("random", None),
+    ):
         page.evaluate("(to) => { location.hash = to; }", f"#/features?d={ID}")
         page.get_by_test_id(button).click()
         expect(page.get_by_test_id("feature-title")).to_be_visible()
@@ -172,10 +178,17 @@ def test_ranges_of_density(low: float | None, high: float | None, look, syntheti
     ("query", "where"),
     [
         ("self", "all"),
+        ("self", "peak"),
         ('"the"', "all"),
+        ('" the"', "all"),
+        ('"·the"', "peak"),
+        ('" The"', "top"),
         ("re", "top"),
         ("RE", "bottom"),
         ("⏎", "all"),
+        (r"\n", "all"),
+        (r'"\n"', "peak"),
+        (r"\t", "bottom"),
         ("</script>", "all"),
         ("no such token", "all"),
     ],
@@ -183,21 +196,32 @@ def test_ranges_of_density(low: float | None, high: float | None, look, syntheti
 def test_search_for_a_token(query: str, where: str, look, synthetic: Report):
     arrays = synthetic.truth[ID]
     texts = json.loads((synthetic.files / "vocabulary-0.json").read_text())["tokens"]
-    wanted = query.replace("⏎", "\n").lower()
+    wanted = query.replace("⏎", "\n").replace(r"\n", "\n").replace(r"\t", "\t").replace("·", " ")
     if wanted.startswith('"'):
-        hits = {t for t, text in enumerate(texts) if wanted.strip('"') in (text.lower(), text.lower().lstrip())}
+        hits = {t for t, text in enumerate(texts) if wanted[1:-1] == text}
     else:
-        hits = {t for t, text in enumerate(texts) if wanted in text.lower()}
+        hits = {t for t, text in enumerate(texts) if wanted.lower() in text.lower()}
     looked = {"top": [arrays["logit_top_token"]], "bottom": [arrays["logit_bottom_token"]]}
     looked["all"] = [*looked["top"], *looked["bottom"]]
-    expected = {i for table in looked[where] for i in range(len(table)) if hits & set(table[i, :3].tolist())}
-    if where == "all":  # and the commonest tokens at the peaks of the top contexts
+    expected = {i for table in looked.get(where, []) for i in range(len(table)) if hits & set(table[i].tolist())}
+    if where in ("all", "peak"):  # and the commonest tokens at the peaks of the top contexts
         expected |= {i for i, tokens in enumerate(peak_tokens(synthetic)) if hits & set(tokens)}
     page = look(synthetic.page, f"#/features?d={ID}")
     page.get_by_test_id("search").fill(query)
-    if where != "all":
+    if where != "peak":  # the place where it begins
         page.get_by_label("in", exact=True).select_option(where)
     assert shown_rows(page, len(expected)) == sorted(expected)
+    if not expected:
+        return
+    marked = page.get_by_test_id("features-row").evaluate_all(
+        """rows => rows.map((row) => [Number(row.dataset.row), [...row.querySelectorAll(".chip.found")]
+          .map((chip) => [chip.dataset.valueOf, Number(chip.dataset.value)])])"""
+    )
+    for i, chips in marked:  # in every row what was found is marked, though it be the tenth token
+        assert chips and {token for _, token in chips} <= hits
+        for of, token in chips:
+            if of != "features.peak_token":
+                assert token in arrays[f"{of.removeprefix('features.')}_token"][i]
 
 
 def peak_tokens(report: Report) -> list[list[int]]:

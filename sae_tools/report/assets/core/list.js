@@ -65,6 +65,9 @@
     };
   };
 
+  /** Columns of tokens that a search looks at, and the names of these places in an address. */
+  const places = { peak_token: "peak", logit_top: "top", logit_bottom: "bottom" };
+
   class FeatureList {
     constructor(dictionary, features, vocabulary) {
       this.dictionary = dictionary;
@@ -124,41 +127,69 @@
       return order;
     }
 
-    /** Which tokens of the vocabulary answer a query, uint8; quotes ask for the whole token. */
-    tokensFor(query) {
+    /**
+     * Which tokens of the vocabulary answer what was typed, uint8; null where nothing was. Quotes ask for the token
+     * itself, with its case and its leading space; without them it has to contain the text, in whatever case.
+     */
+    tokensFor(typed) {
+      const query = sae.tokens.query(typed);
+      if (!query) return null;
       if (this.hits.query === query) return this.hits.found;
-      const lower = this.vocabulary.lower();
-      const found = new Uint8Array(lower.length);
       const whole = /^"(.+)"$/s.exec(query);
-      const wanted = whole ? whole[1] : query;
-      for (let id = 0; id < lower.length; id++) {
-        const token = lower[id];
-        if (whole ? token === wanted || token.trimStart() === wanted : token.includes(wanted)) found[id] = 1;
+      const among = whole ? this.vocabulary.text : this.vocabulary.lower();
+      const wanted = whole ? whole[1] : query.toLowerCase();
+      const found = new Uint8Array(among.length);
+      for (let id = 0; id < among.length; id++) {
+        if (whole ? among[id] === wanted : among[id].includes(wanted)) found[id] = 1;
       }
       this.hits = { query, found };
       return found;
+    }
+
+    /** Whether a search in that place (`in`) looks at a column of tokens. */
+    searches(column, where = "peak") {
+      const place = places[column];
+      return where === "all" || place === (Object.values(places).includes(where) ? where : "peak");
+    }
+
+    /**
+     * Makes, one after another whenever the page has nothing else to do, what a first sort or search would otherwise
+     * wait for: the vocabulary in lower case and ranked, and the order of every column in the direction that comes first.
+     */
+    warm() {
+      if (this.warmed) return;
+      this.warmed = true;
+      const columns = ["peak_token", "logit_top", "logit_bottom"].filter((column) => this.has(column));
+      const steps = [
+        () => this.vocabulary.lower(),
+        () => this.vocabulary.ranks(),
+        ...columns.map((column) => () => this.order(column, "asc")),
+        ...["density", "maximum", "mean_active"].map((column) => () => this.order(column, "desc")),
+      ];
+      const later = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 30));
+      const next = () => {
+        steps.shift()();
+        if (steps.length) later(next);
+      };
+      later(next);
     }
 
     /**
      * The features that pass, in order: uint32. `sort`, `dir`; `class` (a name); `min` (at least), `max` (below) of
      * the density by `counts`; `q` text of a token or the number of a feature, `in`: peak, top, bottom or all.
      */
-    select({ sort = "id", dir = "asc", class: name, min, max, q = "", in: where = "all" }, counts = this.heldout) {
+    select({ sort = "id", dir = "asc", class: name, min, max, q = "", in: where }, counts = this.heldout) {
       const order = this.order(this.has(sort) ? sort : "id", dir);
       const wanted = sae.classes.names.indexOf(name);
       const kinds = wanted >= 0 ? this.classesOf(counts) : null;
       const low = min == null || min === "" ? -Infinity : Number(min) * counts.tokens * (1 - 1e-9);
       const high = max == null || max === "" ? Infinity : Number(max) * counts.tokens * (1 - 1e-9);
       const ranged = low > -Infinity || high < Infinity;
-      const query = sae.tokens.query(q);
-      const hit = query ? this.tokensFor(query) : null;
-      const number = /^#?\d+$/.test(query.trim()) ? Number(query.trim().replace("#", "")) : -1;
-      const { peak_token: peak, logit_top: top, logit_bottom: bottom } = this.features;
-      const looked = [
-        where === "all" || where === "peak" ? peak : null,
-        where === "all" || where === "top" ? top : null,
-        where === "all" || where === "bottom" ? bottom : null,
-      ].filter(Boolean);
+      const hit = this.tokensFor(q);
+      const number = /^#?\d+$/.test(q.trim()) ? Number(q.trim().replace("#", "")) : -1;
+      const looked = Object.keys(places)
+        .filter((column) => this.features[column] && this.searches(column, where || undefined))
+        .map((column) => this.features[column]);
       const rows = new Uint32Array(this.size);
       let n = 0;
       for (let at = 0; at < order.length; at++) {

@@ -47,22 +47,35 @@
         .map((part) => part.text)
         .join(""),
 
-    /** Appends the visible token to an element. */
-    into: (element, token) => {
+    /** Appends the visible token to an element; with `breaks`, the line ends after every newline in it. */
+    into: (element, token, breaks = false) => {
       for (const part of parts(token)) {
-        if (part.kind === "text") element.append(part.text);
-        else {
+        if (part.kind === "text") {
+          element.append(part.text);
+          continue;
+        }
+        // Neighbouring signs are one part, so a break may fall inside it.
+        for (const text of breaks && part.kind === "sign" ? part.text.split(/(?<=⏎)/) : [part.text]) {
           const mark = document.createElement("span");
           mark.className = part.kind === "code" ? "codepoint" : "blank";
-          mark.textContent = part.text;
+          mark.textContent = text;
           element.append(mark);
+          if (breaks && part.kind === "sign" && text.endsWith("⏎")) element.append(document.createElement("br"));
         }
       }
       return element;
     },
 
-    /** What a reader types for what a token holds: visible signs count as the characters they stand for. */
-    query: (text) => text.replaceAll("·", " ").replaceAll("⏎", "\n").replaceAll("→", "\t").toLowerCase(),
+    /**
+     * What a reader types for what a token holds: visible signs count as the characters they stand for, as do \n and
+     * \t; \\ is one backslash.
+     */
+    query: (text) =>
+      text
+        .replaceAll("·", " ")
+        .replaceAll("⏎", "\n")
+        .replaceAll("→", "\t")
+        .replace(/\\([nt\\])/g, (_, letter) => ({ n: "\n", t: "\t" })[letter] ?? letter),
 
     /** A token set on its own, in a list or a table. */
     chip: (token, attributes = {}) => {

@@ -7,7 +7,9 @@
 
   const narrow = () => matchMedia("(max-width: 640px)").matches;
 
-  const columnsOf = (list) => {
+  const SHOWN = 3; // tokens of each kind in a row
+
+  const columnsOf = (list, params) => {
     const { features, dictionary } = list;
     const { unit } = dictionary;
     const kinds = list.classesOf();
@@ -16,16 +18,22 @@
       (key, show = format.figures) =>
       (i) =>
         sae.dom.value(features[key][i], `features.${key}`, { index: String(i), format: show });
-    const chips = (key) => (i) =>
-      [...sae.blobs.row(features[key], i)]
-        .filter((id) => id !== sae.list.NONE && id < text.length)
-        .map((id) =>
-          sae.tokens.chip(text[id], {
-            "data-value-of": `features.${key}`,
-            "data-value": String(id),
-            "data-index": String(i),
-          }),
-        );
+    const chips = (key) => (i) => {
+      const ids = [...sae.blobs.row(features[key], i)].filter((id) => id !== sae.list.NONE && id < text.length);
+      const hit = list.searches(key, params.in || undefined) ? list.tokensFor(params.q ?? "") : null;
+      const first = Array.from(ids.slice(0, SHOWN), (_, rank) => rank);
+      // The search looks at more than there is room for: what it found further down comes first, with its rank.
+      const found = hit && !first.some((rank) => hit[ids[rank]]) ? ids.findIndex((id) => hit[id]) : -1;
+      return (found < 0 ? first : [found, ...first.slice(0, -1)]).map((rank) => {
+        const chip = sae.tokens.chip(text[ids[rank]], {
+          "data-value-of": `features.${key}`,
+          "data-value": String(ids[rank]),
+          "data-index": String(i),
+        });
+        if (hit?.[ids[rank]]) chip.classList.add("found");
+        return rank < SHOWN ? chip : [h("span", { class: "rank quiet number" }, `${rank + 1}.`), chip];
+      });
+    };
     const density = (i) => {
       const share = list.density(i);
       const length = share > 0 ? Math.max(0, 1 + Math.log10(share) / 6) : 0;
@@ -124,8 +132,8 @@
         title: "Match",
         width: 76,
         kind: "right",
-        about: "Best correlation with a feature of another dictionary; 0: none",
-        cell: number("best_match", (x) => format.fixed(x, 3)),
+        about: "Best correlation with a feature of another dictionary; –: none",
+        cell: (i) => (features.best_match[i] > 0 ? number("best_match", (x) => format.fixed(x, 3))(i) : "–"),
       },
     ].filter(({ key }) => ["id", "density", "class"].includes(key) || features[key]);
     // On a phone what a feature is about comes first; the class can still be chosen above the table.
@@ -162,7 +170,7 @@
       const total = h("p", { class: "count", "data-testid": "count" });
       const chips = h("span", { class: "chosen" });
       const table = sae.table.make({
-        columns: columnsOf(list),
+        columns: columnsOf(list, params),
         label: `Features of ${dictionary.id}`,
         rowId: "features-row",
         href: (i) => sae.routes.feature(dictionary.id, i),
@@ -254,13 +262,13 @@
       const scope = figures.choice(
         "in",
         [
-          ["all", "peaks and logits"],
-          ["peak", "tokens at peaks"],
+          ["peak", "fires at"],
           ["top", "logits up"],
           ["bottom", "logits down"],
-        ],
-        params.in || "all",
-        (value) => change({ in: value === "all" ? "" : value }, "filter"),
+          ["all", "anywhere"],
+        ].filter(([place]) => place === "peak" || list.features.logit_top),
+        params.in || "peak",
+        (value) => change({ in: value === "peak" ? "" : value }, "filter"),
       );
       const choice = (value, text, about) => {
         const id = sae.dom.id("class");
@@ -315,7 +323,9 @@
             h("span", { class: "quiet" }, "Open a random one: "),
             jump("any", -1, "random"),
             jump("dead", 0, "random-dead"),
+            jump("ultra-rare", 1, "random-ultra-rare"),
             jump("rare", 2, "random-rare"),
+            jump("dense", 4, "random-dense"),
           ),
         ),
         h(
@@ -337,12 +347,15 @@
           "p",
           { class: "note" },
           `Density: share of the ${format.integer(dictionary.tokens)} held-out tokens on which a feature is > 0. Dead: on none of them, which bounds its density below ${format.scientific(3 / dictionary.tokens, 1)} (95\u202f%); ultra-rare below ${format.bound(bounds[0])}, rare below ${format.bound(bounds[1])}, dense above ${format.bound(bounds[2])}. Activations in ${dictionary.unit}. `,
-          "Put a search in quotes for the whole token; · stands for a space, ⏎ for a newline, → for a tab. Click a heading to sort, again to turn the order round.",
+          "Max and Mean: greatest activation, and the mean of those > 0. Proj.: encoder vector along the unit decoder vector. Bias: the encoder's. Match: best correlation with a feature of another dictionary, – for none. The bar beside a density is logarithmic, from 10⁻⁶ to 1. ",
+          `A search looks at the ${SHOWN} commonest tokens at the peaks, or at all ${list.features.logit_top?.shape[1] ?? 0} tokens whose logits go up or down most; one further down than the ${SHOWN} shown comes first, with its rank. Quotes ask for the very token, case and leading space included ("def" is not " def"); · or a space is a space, ⏎ or \\n a newline, → or \\t a tab. `,
+          "Click a heading to sort, again to turn the order round.",
         ),
       );
       const key = sae.routes.to("features", params);
       const back = history.state?.visited ? (scrolled.get(key) ?? 0) : 0;
       select("first");
+      list.warm();
       if (back) sae.dom.mounted(() => select("first", back));
       table.element.addEventListener("scroll", () => scrolled.set(sae.routes.to("features", params), table.top()), {
         passive: true,

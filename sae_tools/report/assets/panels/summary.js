@@ -35,7 +35,7 @@
       : h(
           "a",
           { href: sae.routes.to("features", { d: dictionary.id }), class: "place" },
-          `of ${format.integer(dictionary.d_sae)}`,
+          `feature ${format.integer(feature)} of ${format.integer(dictionary.d_sae)}`,
         );
     return [
       h(
@@ -106,7 +106,7 @@
                   `${format.integer(fires)} of ${format.integer(dictionary.tokens)} tokens${dead ? "" : `; 95\u202f%: ${format.scientific(low, 1)} to ${format.scientific(high, 1)}`}`,
                 ),
               ),
-              "Share of held-out tokens on which the feature is > 0, with the Wilson interval",
+              "Share of held-out tokens on which the feature is > 0, with the Wilson interval; tokens of one document are not independent, so the true uncertainty is larger",
             ],
             dead
               ? null
@@ -144,7 +144,9 @@
             features.best_match && dictionary.matches?.length
               ? [
                   "Best match elsewhere",
-                  h("span", {}, value("best_match", three), h("small", {}, "correlation")),
+                  features.best_match[i] > 0
+                    ? h("span", {}, value("best_match", three), h("small", {}, "correlation"))
+                    : h("span", {}, "–", h("small", {}, "none of them fires with it")),
                   "Greatest correlation with a feature of another dictionary",
                 ]
               : null,
