@@ -35,7 +35,8 @@
 
     /** Shows it above an element. */
     at: (element, rows) => {
-      const { left, top, width } = element.getBoundingClientRect();
+      // Of something that goes over several lines, the first.
+      const { left, top, width } = element.getClientRects()[0] ?? element.getBoundingClientRect();
       tip.show(rows, left + width / 2, top);
     },
 

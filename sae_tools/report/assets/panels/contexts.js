@@ -45,6 +45,7 @@
       position,
       first,
       ids: corpus.tokens.subarray(context * length + first, context * length + last),
+      documents: corpus.document?.subarray(context * length + first, context * length + last),
       values,
       effects,
       measured,
@@ -55,6 +56,10 @@
       cut: last < length,
     };
   };
+
+  /** Borders of the three thicknesses of an underline, as shares of the feature's largest effect. */
+  const [thin, thick] = [0.15, 0.5];
+  const thickness = (share) => (share > thick ? 3 : share > thin ? 2 : 1);
 
   const describe = (example, at, vocabulary) => {
     const rows = [
@@ -67,6 +72,7 @@
         example.effects[at] === 0 ? "0 nats" : `${format.signed(example.effects[at], 4)} nats`,
       ]);
     rows.push(["position", `${example.first + at} of context ${example.context}`]);
+    if (example.documents) rows.push(["document", format.integer(example.documents[at])]);
     return rows;
   };
 
@@ -77,23 +83,22 @@
       const text = vocabulary[id] ?? `⟨token ${id}⟩`;
       const value = example.values[at];
       const effect = example.effects[at];
-      const span = sae.tokens.into(document.createElement("span"), text);
-      span.className = "token";
+      const broken = breaks && text.includes("\n");
+      const span = sae.tokens.into(document.createElement("span"), text, broken);
+      span.className = broken ? "token broken" : "token";
       if (value > 0) {
         span.classList.add("hot");
         span.style.setProperty("--a", (0.12 + 0.88 * Math.min(1, value / example.maximum)).toFixed(3));
         span.dataset.valueOf = "contexts.window_value";
         span.dataset.value = String(value);
       }
-      const size = example.scale ? Math.abs(effect) / example.scale : 0;
       if (Math.abs(effect) >= 0.001) {
-        span.classList.add(effect > 0 ? "helps" : "hurts", `u${size > 0.5 ? 3 : size > 0.15 ? 2 : 1}`);
+        span.classList.add(effect > 0 ? "helps" : "hurts", `u${thickness(Math.abs(effect) / example.scale)}`);
         span.dataset.effect = String(effect);
       }
       if (at === example.peak) span.classList.add("peak");
       spans.push(span);
       line.append(span);
-      if (breaks && text.includes("\n")) line.append(document.createElement("br"));
     });
     if (example.first > 0) line.prepend(h("span", { class: "cut", "aria-hidden": "true" }, "…"));
     if (example.cut) line.append(h("span", { class: "cut", "aria-hidden": "true" }, "…"));
@@ -111,7 +116,7 @@
       sae.dom.value(example.value, "contexts.example_value", {
         index: String(example.e),
         format: format.figures,
-        title: `peak at position ${example.position} of context ${example.context}`,
+        title: `peak at position ${example.position} of context ${example.context}${example.documents ? `, document ${format.integer(example.documents[example.peak])}` : ""}`,
       }),
       line,
     );
@@ -197,6 +202,8 @@
           shown.set(context.row, context);
           groups.at(-1).rows.push(context.row);
         }
+        const met = new Set(groups.map(({ group }) => group));
+        const empty = Array.from({ length: intervals }, (_, k) => k + 1).filter((k) => !met.has(k));
         holder.replaceChildren(
           ...groups.map(({ group, rows }) =>
             h(
@@ -213,11 +220,23 @@
               rows,
             ),
           ),
+          ...(empty.length
+            ? [
+                h(
+                  "p",
+                  { class: "quiet empty-intervals" },
+                  `no tokens in ${empty.length === 1 ? "interval" : "intervals"} ${empty.join(", ")}`,
+                ),
+              ]
+            : []),
         );
       };
       fill();
       const id = sae.dom.id("breaks");
+      const largest = contexts.effect_scale?.[inside] ?? 0;
       const measured = contexts.effect_measured?.subarray(from, to).some((one) => one);
+      // What is drawn: effects below 0.001 nats are not, so there may be nothing to explain.
+      const underlined = measured && largest >= 0.001;
       const ramp = h(
         "span",
         { class: "token-ramp", "aria-hidden": "true" },
@@ -228,7 +247,7 @@
           "div",
           { class: "controls tight" },
           h("span", { class: "legend" }, "activation 0", ramp, h("span", { class: "number" }, format.figures(maximum))),
-          measured
+          underlined
             ? h(
                 "span",
                 { class: "legend" },
@@ -236,6 +255,12 @@
                 h("span", { class: "token helps u2" }, "worse (it helped)"),
                 " ",
                 h("span", { class: "token hurts u2" }, "better (it hurt)"),
+                h("span", { class: "unseen" }, "; thickness: "),
+                [
+                  [1, `up to ${format.figures(thin * largest, 2)}`],
+                  [2, `to ${format.figures(thick * largest, 2)}`],
+                  [3, `to ${format.figures(largest, 2)} nats`],
+                ].map(([level, text]) => h("span", { class: `token helps u${level} number` }, text)),
               )
             : null,
           h(
@@ -264,6 +289,9 @@
           `Strongest: one peak per context, best first. Below: tokens drawn at random from each of ${intervals} even intervals of (0, maximum]. `,
           measured
             ? "Underline: change of the loss at that token, −log p in nats, when the feature is taken away everywhere in the context and the dictionary's error is kept; solid blue where the loss rises (the feature helped), dotted red where it falls (it hurt); below 0.001 nats none. "
+            : "",
+          underlined
+            ? `Its thickness grows with the effect relative to this feature's largest, ${format.figures(largest)} nats: thin up to ${thin * 100}\u202f% of it, thick above ${thick * 100}\u202f%. `
             : "",
           "A loss stands under the token that is predicted. · is a space, ⏎ a newline, → a tab.",
         ),
