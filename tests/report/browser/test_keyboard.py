@@ -197,7 +197,10 @@ def test_links_to_a_feature(look, synthetic: Report):
     ("address", "says"),
     [
         (f"#/feature/{ID}/400", "0 to 399"),
+        (f"#/feature/{ID}/99999", "0 to 399"),
         ("#/feature/nobody/3", "nobody"),
+        ("#/nowhere", "Not here"),
+        (f"#/feature/{ID}/x", "Not here"),
         ("#/features?d=nobody", "nobody"),
     ],
 )

@@ -56,6 +56,7 @@
   };
 
   const missing = (route) => {
+    if (route.unknown) return `This report has no page at ${route.unknown}.`;
     if (!route.dictionary) return null;
     const dictionary = meta.dictionaries.find((one) => one.id === route.dictionary);
     if (!dictionary) return `This report has no dictionary named ${route.dictionary}.`;
@@ -71,6 +72,7 @@
     const wrong = missing(ctx.route);
     if (wrong) {
       element.append(h("h1", { tabindex: "-1" }, "Not here"), sae.figures.nothing(wrong));
+      ctx.wrong = true;
       return element;
     }
     const panels = sae.panels
@@ -92,7 +94,8 @@
     return element;
   };
 
-  const titleOf = ({ route, dictionary }) => {
+  const titleOf = ({ route, dictionary, wrong }) => {
+    if (wrong) return `Not here · ${meta.title}`;
     const here = route.view === "feature" ? `Feature ${route.feature} · ${dictionary.id}` : titles[route.view];
     return `${here} · ${meta.title}`;
   };
@@ -116,7 +119,8 @@
     document.title = titleOf(ctx);
     for (const link of document.querySelectorAll(".views a")) {
       const to = link.dataset.view;
-      if (to === ctx.route.view || (to === "features" && ctx.route.view === "feature"))
+      if (ctx.wrong) link.removeAttribute("aria-current");
+      else if (to === ctx.route.view || (to === "features" && ctx.route.view === "feature"))
         link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
@@ -132,7 +136,7 @@
   };
 
   const prefetch = (ctx) => {
-    if (ctx.route.view !== "feature") return;
+    if (ctx.wrong || ctx.route.view !== "feature") return;
     const { before, after } = sae.list.around(ctx.dictionary, ctx.feature);
     const later = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 30));
     for (const index of [after, before]) {
@@ -151,7 +155,7 @@
 
   const actions = {
     flip: (step) => {
-      if (shown?.route.view !== "feature") return false;
+      if (shown?.route.view !== "feature" || shown.wrong) return false;
       const { before, after } = sae.list.around(shown.dictionary, shown.feature);
       const to = step < 0 ? before : after;
       if (to == null) return false;

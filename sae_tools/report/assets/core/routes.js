@@ -6,7 +6,7 @@
   const routes = {
     views,
 
-    /** {view, dictionary, feature, params} of an address; what is unknown becomes the run's page. */
+    /** {view, dictionary, feature, params} of an address; none is the run's page; `unknown` is said where there is no such page. */
     parse: (hash) => {
       const [path, query = ""] = hash.replace(/^#/, "").split("?", 2);
       const params = Object.fromEntries(new URLSearchParams(query));
@@ -22,7 +22,9 @@
         });
       if (view === "feature" && dictionary && /^\d+$/.test(feature ?? ""))
         return { view, dictionary, feature: Number(feature), params };
-      if (view === "feature" || !views.includes(view)) return { view: "run", params: {} };
+      if (view && (view === "feature" || !views.includes(view)))
+        return { view: "run", unknown: `#${path}`, params: {} };
+      if (!view) return { view: "run", params };
       return { view, dictionary: params.d, params };
     },
 
