@@ -1,4 +1,4 @@
-"""How far work in several stages is: a bar on a terminal, a line now and then without one."""
+"""How far work in several stages is: a bar on a terminal, lines without one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from collections.abc import Callable
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
-from sae_tools.tracking.progress import LINE_EVERY, duration
+from sae_tools.tracking.progress import duration
+
+LINE_EVERY = 10.0
+"""Seconds between the lines of a stage where there is no terminal; each stage begins with one."""
 
 
 class StageProgress:
@@ -49,12 +52,13 @@ class StageProgress:
     def update(self, stage: str, done: int, total: int) -> None:
         """done: of the stage's `total`, by now."""
         now = self._clock()
-        if stage != self._stage:
+        begins = stage != self._stage
+        if begins:
             self._stage, self._start, self._first = stage, now, done
         self._done, self._total = done, total
         if self._bar is not None:
             self._bar.update(self._task, completed=done, total=max(total, 1), text=self.text())
-        elif now - self._last_line >= LINE_EVERY:
+        elif begins or now - self._last_line >= LINE_EVERY:
             self._last_line = now
             self._console.print(self.text(), highlight=False, soft_wrap=True)
 

@@ -36,14 +36,17 @@ def test_speed_and_time_left_are_of_the_stage():
     assert progress.text() == "nothing  0 %"
 
 
-def test_without_a_terminal_a_line_now_and_then():
+def test_without_a_terminal_a_line_at_each_stage_and_every_ten_seconds():
     clock = Clock()
     screen, out = console(False)
     with StageProgress(console=screen, clock=clock) as progress:
-        for done in range(1, 101):
+        for done in range(26):
+            progress.update("reading", done, 25)
             clock.now += 1
-            progress.update("reading", done, 100)
-    assert [line.split("  ")[1] for line in out.getvalue().splitlines()] == ["30 %", "60 %", "90 %"]
+        progress.update("packing", 0, 3)
+        progress.update("packing", 1, 3)
+    lines = [line.split("  ")[:2] for line in out.getvalue().splitlines()]
+    assert lines == [["reading", "0 %"], ["reading", "40 %"], ["reading", "80 %"], ["packing", "0 %"]]
     assert "\x1b" not in out.getvalue()
 
 
