@@ -29,20 +29,54 @@ def model_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> Mod
         return _merged(own.model_copy(update={"name": local or own.name}), cfg.model)
     if cfg.model is not None and "name" in cfg.model.model_fields_set:
         return cfg.model
-    name = metadata.get("model_name")
-    if not isinstance(name, str) or not name:
-        raise UserError(f"{origin.path}: its metadata names no model; name it: model.name=FOLDER.")
-    local = name if name == "bundled" else _local(name, origin, "config.json")
+    local = _known_model(origin, metadata)
     if local is None:
-        raise UserError(
-            f"{origin.path}: its model {name!r} is no folder on this machine, and is not fetched unasked; name it: "
-            f"model.name=FOLDER, or its name on the hub."
-        )
+        must_be_named(origin, metadata, cfg, needs_model=True, needs_site=False)
+    assert local is not None
     return _merged(ModelConfig(name=local), cfg.model)
 
 
+def site_name(metadata: dict[str, Any], cfg: ReportConfig) -> str | None:
+    """Where an SAE of others reads, as the user or its metadata says; None: nobody does."""
+    name = cfg.site or metadata.get("site") or metadata.get("hook_name")
+    return name if isinstance(name, str) else None
+
+
+def must_be_named(
+    origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, *, needs_model: bool, needs_site: bool
+) -> None:
+    """One UserError for all that the user has to name before an SAE that is no run of ours can be shown."""
+    unsaid: list[str] = []
+    elsewhere: list[str] = []
+    settings: list[str] = []
+    if needs_model and not _set(cfg.model, "name") and _known_model(origin, metadata) is None:
+        name = metadata.get("model_name")
+        if isinstance(name, str) and name:
+            elsewhere.append(f"its model {name[:100]!r} is no folder on this machine")
+            settings.append("model.name=FOLDER or its name on the hub")
+        else:
+            unsaid.append("no model")
+            settings.append("model.name=FOLDER")
+    if needs_site and site_name(metadata, cfg) is None:
+        unsaid.append("no site")
+        settings.append("site=mlp_out@3 or another")
+    text = metadata.get("dataset_path")
+    if text is not None and not _set(cfg.data, "source") and _known_text(origin, text) is None:
+        elsewhere.append(f"its text {str(text)[:100]!r} is not on this machine")
+        hub = str(text).removeprefix("hub:")
+        settings.append(f"data.source=python-stdlib, a file or folder, or data.source=hub:{hub[:100]}")
+    if settings:
+        said = [f"its metadata names {' and '.join(unsaid)}"] if unsaid else []
+        said += [f"{' and '.join(elsewhere)}, and nothing is fetched unasked"] if elsewhere else []
+        name = "name it" if len(settings) == 1 else "name them"
+        raise UserError(f"{origin.path}: {'; '.join(said)}; {name}: {'; '.join(settings)}.")
+
+
 def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: LanguageModel) -> DataConfig:
-    """The text, and how it becomes contexts. Raises UserError where only the network would have it."""
+    """The text, and how it becomes contexts. Raises UserError where only the network would have it.
+
+    Of a text of the user's own that the metadata does not name all is read, since nobody held a part of it out.
+    """
     if origin.config is not None:
         return _merged(_found(origin.config.data, origin), cfg.data)
     said: dict[str, Any] = {}
@@ -53,11 +87,25 @@ def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: 
         said["bos"] = "context" if prepend else "none"
     elif model.bos_token_id is None:
         said["bos"] = "none"
-    if cfg.data is not None and "source" in cfg.data.model_fields_set:
+    trained = _known_text(origin, metadata.get("dataset_path"))
+    if cfg.data is not None and _set(cfg.data, "source"):
         source = cfg.data.source
+        if _all_local(source) and (trained is None or _places(source) != _places(trained)):
+            said["heldout"] = 1.0
     else:
-        source = _known_text(origin, metadata.get("dataset_path"))
+        if trained is None and metadata.get("dataset_path") is not None:
+            must_be_named(origin, metadata, cfg, needs_model=False, needs_site=False)
+        source = DataConfig().source if trained is None else trained
     return _merged(_section(DataConfig, {**said, "source": source}, origin, "data"), cfg.data)
+
+
+def data_notes(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> tuple[str, ...]:
+    """What the user is to know of how the text was chosen."""
+    if origin.config is not None or _set(cfg.data, "source") or metadata.get("dataset_path") is not None:
+        return ()
+    return (
+        f"{origin.path}: its metadata names no text, so {DataConfig().source} is read; data.source= names another.",
+    )
 
 
 def rows_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> RowsConfig:
@@ -81,18 +129,36 @@ def _merged(base: S, given: S | None) -> S:
     return base.model_copy(update={key: getattr(given, key) for key in given.model_fields_set})
 
 
-def _known_text(origin: Origin, source: Any) -> str | list[str]:
-    """The metadata's text if it is on this machine; ours is the default where the metadata says nothing."""
+def _set(section: Section | None, key: str) -> bool:
+    """Whether the user has set it."""
+    return section is not None and key in section.model_fields_set
+
+
+def _known_model(origin: Origin, metadata: dict[str, Any]) -> str | None:
+    """The metadata's model if it is on this machine."""
+    name = metadata.get("model_name")
+    if not isinstance(name, str) or not name:
+        return None
+    return name if name == "bundled" else _local(name, origin, "config.json")
+
+
+def _places(source: str | list[str]) -> list[Path]:
+    return [Path(name).expanduser().resolve() for name in ([source] if isinstance(source, str) else source)]
+
+
+def _all_local(source: str | list[str]) -> bool:
+    names = [source] if isinstance(source, str) else source
+    return all(name not in NAMES and Path(name).expanduser().exists() for name in names)
+
+
+def _known_text(origin: Origin, source: Any) -> str | list[str] | None:
+    """The metadata's text if it is on this machine, all of it."""
     if source is None:
-        return DataConfig().source
+        return None
     names = source if isinstance(source, list) else [source]
     found = [name if name in NAMES else _local(name, origin) for name in names if isinstance(name, str)]
     if not names or len(found) < len(names) or None in found:
-        hub = str(source).removeprefix("hub:")
-        raise UserError(
-            f"{origin.path}: its text {str(source)[:100]!r} is not on this machine, and is not fetched unasked; name a "
-            f"text: data.source=python-stdlib, a file or folder, or data.source=hub:{hub[:100]}."
-        )
+        return None
     texts = [name for name in found if name is not None]
     return texts if isinstance(source, list) else texts[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,7 @@ def _origins(path: Path) -> list[Origin]:
         tokens = _newest(run, list(config.dictionaries))
         return [Origin(run.checkpoint(name, tokens), path, config, name, True) for name in config.dictionaries]
     if not (path / CFG).is_file():
-        what = "is neither a run (it has no config.yaml) nor an SAE in SAELens's format (it has no cfg.json)"
-        raise UserError(f"{path} {what if path.is_dir() else 'is no folder'}.")
+        raise UserError(f"{path} {_why_none(path)}.")
     real = path.resolve()
     run_path = real.parents[2] if real.parent.name == "checkpoints" and len(real.parents) > 2 else None
     if run_path is None or not (run_path / "config.yaml").is_file():
@@ -63,6 +63,23 @@ def _origins(path: Path) -> list[Origin]:
     if real.parents[1].name not in config.dictionaries:
         return [Origin(path, None, None, None, False)]
     return [Origin(path, run_path, config, real.parents[1].name, False)]
+
+
+def _why_none(path: Path) -> str:
+    """What a path is that is neither a run nor an SAE, and what to give instead."""
+    if not path.exists():
+        return "does not exist"
+    if not path.is_dir():
+        return "is a file; name the folder of a run or SAE, or a report"
+    real = path.resolve()
+    folder = real.parent if real.name == "checkpoints" else real  # RUN/<dictionary>
+    tokens = RunDirectory(folder.parent).checkpoint_tokens(folder.name)
+    if tokens and (folder.parent / "config.yaml").is_file():
+        newest, run = folder / "checkpoints" / str(max(tokens)), folder.parent
+        if not path.is_absolute():
+            newest, run = Path(os.path.relpath(newest)), Path(os.path.relpath(run))
+        return f"holds all checkpoints of a dictionary; name the newest, {newest}, or the run, {run}"
+    return "is neither a run (it has no config.yaml) nor an SAE in SAELens's format (it has no cfg.json)"
 
 
 def _newest(run: RunDirectory, names: list[str]) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from sae_tools.analysis.metadata import data_of, model_of, rows_of, same_text
+from sae_tools.analysis.metadata import data_notes, data_of, model_of, must_be_named, rows_of, same_text, site_name
 from sae_tools.analysis.origins import Origin, find_origins, name_origins
 from sae_tools.analysis.subject import Subject
 from sae_tools.config import DataConfig, JobConfig, RowsConfig
@@ -52,6 +52,8 @@ class Source:
     """cfg.json's, with `architecture`, `d_in` and `d_sae` beside it."""
     subject: Subject
     """In its own space (an SAE of others: the site's own coordinates), on the device that the report is made on."""
+    notes: tuple[str, ...] = ()
+    """Sentences for the user on what was taken for granted, as nobody said it."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def open_sources(paths: list[Path], cfg: ReportConfig, model: LanguageModel | No
         runs keep their own.
     model: one in memory for all of them; nothing is loaded then.
 
-    Raises UserError, one sentence, for what is missing, damaged, given twice or does not fit together, and for a model
+    Raises UserError, one sentence, before any model is loaded for all that an SAE's metadata leaves open, and for what
+    is missing, damaged, given twice or does not fit together, and for a model
     or a text that could only come from the network and that the user did not name.
     """
     origins = find_origins(paths)
@@ -84,13 +87,21 @@ def open_sources(paths: list[Path], cfg: ReportConfig, model: LanguageModel | No
     own = cfg.model_copy(update={"model": None, "data": None, "rows": None})
     models = _Models(cfg.device, model)
     groups: dict[tuple[int, str, RowsConfig], Group] = {}
+    opened = []
+    for origin in origins:
+        dictionary, metadata = load_saelens(origin.path)
+        if origin.config is None:
+            knows_site = _knows_space(origin, metadata)
+            must_be_named(origin, metadata, cfg, needs_model=model is None, needs_site=not knows_site)
+        opened.append((dictionary, metadata))
     for origin, name in zip(origins, name_origins(origins), strict=True):
         settings = own if origin.by_run and not only_runs else cfg
-        dictionary, metadata = load_saelens(origin.path)
+        dictionary, metadata = opened.pop(0)
         lm = models.of(origin, metadata, settings)
         subject = _subject(name, origin, dictionary, metadata, settings, lm)
         data, rows = data_of(origin, metadata, settings, lm), rows_of(origin, metadata, settings)
-        source = Source(name, origin.path, origin.run, origin.config, _tokens(metadata), metadata, subject)
+        notes = data_notes(origin, metadata, settings)
+        source = Source(name, origin.path, origin.run, origin.config, _tokens(metadata), metadata, subject, notes)
         groups.setdefault((id(lm), same_text(data), rows), Group(lm, data, rows, [])).sources.append(source)
     return list(groups.values())
 
@@ -167,13 +178,15 @@ def _subject(
 
 def _saved_space(origin: Origin, metadata: dict[str, Any]) -> Space | None:
     """The space that a checkpoint of ours was trained in; None where only the folded export is there."""
-    if not isinstance(metadata.get("space"), dict):
-        return None
-    if (origin.path / SPACE).is_file():
+    if _knows_space(origin, metadata):
         return Space.from_state(*load_tensors(origin.path / SPACE))
-    if metadata.get("coordinates") == "space":
+    if isinstance(metadata.get("space"), dict) and metadata.get("coordinates") == "space":
         raise UserError(f"{origin.path}: the weights are those of a space, and its {SPACE} is missing.")
     return None
+
+
+def _knows_space(origin: Origin, metadata: dict[str, Any]) -> bool:
+    return isinstance(metadata.get("space"), dict) and (origin.path / SPACE).is_file()
 
 
 def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -> Space:
@@ -199,9 +212,9 @@ def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -
 
 
 def _site(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: LanguageModel) -> Site:
-    name = cfg.site or metadata.get("site") or metadata.get("hook_name")
-    if not isinstance(name, str):
-        raise UserError(f"{origin.path}: its metadata names no site; say where it reads, such as site=mlp_out@3.")
+    name = site_name(metadata, cfg)
+    if name is None:
+        raise UserError(f"{origin.path}: its metadata names no site; name it: site=mlp_out@3, or another.")
     if cfg.site is None and metadata.get("hook_head_index") is not None:
         raise UserError(f"{origin.path}: an SAE on one attention head (hook_head_index) is not supported.")
     try:

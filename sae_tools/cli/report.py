@@ -36,7 +36,10 @@ def report(
     output: Annotated[
         Path | None,
         typer.Option(
-            "-o", "--output", help="The file; otherwise report.html in the run, or here if it is not one run."
+            "-o",
+            "--output",
+            help="The file; otherwise report.html in the run, or here if it is not one run. Of several runs, or an SAE "
+            "that is no run, what was measured stays beside it, in a folder OUTPUT.analysis (without OUTPUT's .html).",
         ),
     ] = None,
     serve: Annotated[
@@ -46,8 +49,9 @@ def report(
 ) -> None:
     """Show the features of runs and SAEs: one HTML file, or a folder where they are many.
 
-    It holds all that it shows, the text that features were measured on among it. With --serve, PATH may also be a
-    report that is there.
+    It holds all that it shows, the text that features were measured on among it. What was measured is kept (of a run
+    in its analysis/features); the same command again uses it, another tokens= measures again and replaces it. With
+    --serve, PATH may also be a report that is there.
     """
     from sae_tools.config_loading import parse_config
     from sae_tools.config_report import ReportConfig
@@ -56,6 +60,7 @@ def report(
     arguments = [path, *(more or [])]
     paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     overrides = [argument for argument in arguments if argument not in paths]
+    refuse_no_settings(paths, overrides)
     if not paths:
         raise UserError("sae-report needs a run, such as runs/quickstart, or the folder of an SAE.")
     if port and not serve:
@@ -71,6 +76,21 @@ def report(
         from sae_tools.report.serve import serve as serve_page
 
         serve_page(page, port, say=lambda line: print(line, flush=True))
+
+
+def refuse_no_settings(paths: list[str], overrides: list[str]) -> None:
+    """UserError for what was meant as a setting and is not written as one, as in `tokens 5` and `tokens =5`."""
+    from sae_tools.config_loading import settings
+    from sae_tools.config_report import ReportConfig
+    from sae_tools.errors import UserError
+
+    names = {*ReportConfig.model_fields, *(key for key, _, _ in settings(ReportConfig))}
+    for path in paths:
+        if path in names and not Path(path).exists():
+            raise UserError(f"{path!r} is a setting, and settings are written {path}=VALUE, without a space.")
+    for override in overrides:
+        if not override.partition("=")[0].strip():
+            raise UserError(f"{override!r} names no setting; expected key.path=value, as in tokens=50_000.")
 
 
 def existing_report(paths: list[str]) -> Path | None:
@@ -93,10 +113,15 @@ def build(paths: list[str], cfg: ReportConfig, output: Path | None, to_go_on: st
     keep_freed_memory()
     try:
         with StageProgress(UNITS) as progress:
-            return build_report(paths, cfg, output, progress=progress.update)
+            return build_report(paths, cfg, output, progress=progress.update, say=say)
     except KeyboardInterrupt:
         print(f"\nInterrupted. What was measured is kept: {to_go_on}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def say(line: str) -> None:
+    """On stderr, above the bar of the progress if there is one."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:

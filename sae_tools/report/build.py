@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ def build_report(
     *,
     model: LanguageModel | None = None,
     progress: Progress = quiet,
+    say: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """Measure the features of runs and SAEs and write their report; returns the path of its page.
 
@@ -39,9 +40,12 @@ def build_report(
         and nothing else.
     model: the language model if it is in memory, instead of loading it.
     progress: called with the stage, how much of it is done, and of how much.
+    say: called with a line for each thing that was taken for granted, such as the text of an SAE that names none.
 
     What was measured is kept in the run (`analysis/features/`; otherwise beside the report, in `<output>.analysis/`),
-    so that a call that was interrupted goes on, and one with other settings measures only what they change.
+    so that a call that was interrupted goes on, and one that changes only how it is shown (`chunk`, `shard_above`)
+    measures nothing. One measurement of a run is kept: with another `tokens`, or any other setting that decides what
+    is measured, its features are measured again and the files replaced.
 
     The report holds all that it shows: besides figures the configurations, the model's card, its vocabulary, and the
     held-out text on which features were measured, as token ids. Give it only to whom you would give these.
@@ -53,6 +57,8 @@ def build_report(
         torch.set_num_threads(cfg.threads)
     groups = open_sources(paths, cfg, model)
     sources = [source for group in groups for source in group.sources]
+    for line in dict.fromkeys(note for source in sources for note in source.notes):
+        say(line)
     sharded = sum(source.subject.dictionary.d_sae for source in sources) > cfg.shard_above
     run = paths[0] if len(paths) == 1 and (paths[0] / "config.yaml").is_file() else None
     target = choose_output(output, run, sharded)

@@ -260,6 +260,54 @@ def test_what_the_metadata_leaves_to_the_user(metadata: dict[str, Any], sentence
     assert "\n" not in str(error.value) and str(error.value).endswith(".") and str(path) in str(error.value)
 
 
+def test_all_that_is_unsaid_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And before any model is loaded, also that of another SAE."""
+    monkeypatch.setattr("sae_tools.analysis.sources.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    well = saelens_folder(tmp_path / "well")
+    bare = saelens_folder(tmp_path / "bare", **dict.fromkeys(("model_name", "hook_name", "dataset_path")))
+    with pytest.raises(UserError) as error:
+        open_sources([well, bare], CFG)
+    assert str(error.value) == (
+        f"{bare}: its metadata names no model and no site; name them: model.name=FOLDER; site=mlp_out@3 or another."
+    )
+    away = saelens_folder(tmp_path / "away", model_name="gpt2-small", hook_name=None, dataset_path="a/webtext")
+    with pytest.raises(UserError) as error:
+        open_sources([well, away], CFG)
+    assert str(error.value) == (
+        f"{away}: its metadata names no site; its model 'gpt2-small' is no folder on this machine and its text "
+        f"'a/webtext' is not on this machine, and nothing is fetched unasked; name them: model.name=FOLDER or its name "
+        f"on the hub; site=mlp_out@3 or another; data.source=python-stdlib, a file or folder, or "
+        f"data.source=hub:a/webtext."
+    )
+
+
+def test_how_much_of_a_text_is_read(tmp_path: Path) -> None:
+    """All of a text of the user's own; the usual held-out part of one that the SAE may have been trained on."""
+    text = str(text_corpus(tmp_path))
+
+    def heldout(path: Path, data: DataConfig | None) -> float:
+        (group,) = open_sources([path], CFG.model_copy(update={"data": data}))
+        return group.data.heldout
+
+    other, same = saelens_folder(tmp_path / "other"), saelens_folder(tmp_path / "same", dataset_path=text)
+    usual = DataConfig().heldout
+    assert heldout(other, DataConfig(source=text)) == heldout(other, DataConfig(source=[text])) == 1.0
+    assert heldout(other, DataConfig(source=text, heldout=0.3)) == 0.3
+    assert heldout(other, None) == heldout(other, DataConfig(source="python-stdlib")) == usual
+    assert heldout(other, DataConfig(source=["python-stdlib", text])) == usual
+    assert heldout(same, None) == heldout(same, DataConfig(source=text)) == usual
+
+
+def test_a_text_that_nobody_named_is_said(tmp_path: Path, run: Path) -> None:
+    silent, telling = saelens_folder(tmp_path / "silent", dataset_path=None), saelens_folder(tmp_path / "telling")
+    said = {source.id: source.notes for source in all_sources(open_sources([silent, telling, run], CFG))}
+    (note,) = said.pop("silent")
+    assert note == f"{silent}: its metadata names no text, so python-stdlib is read; data.source= names another."
+    assert set(said.values()) == {()}
+    named = CFG.model_copy(update={"data": DataConfig(source=str(text_corpus(tmp_path)))})
+    assert all_sources(open_sources([silent], named))[0].notes == ()
+
+
 def test_what_is_refused(run: Path, tmp_path: Path) -> None:
     def refused(paths: list[Path], sentence: str, cfg: ReportConfig = CFG) -> None:
         with pytest.raises(UserError, match=sentence) as error:
@@ -267,7 +315,10 @@ def test_what_is_refused(run: Path, tmp_path: Path) -> None:
         assert "\n" not in str(error.value) and str(error.value).endswith(".")
 
     refused([], "found none")
-    refused([tmp_path / "nowhere"], "is no folder")
+    refused([tmp_path / "nowhere"], "nowhere does not exist")
+    for place in (run / "acts", run / "acts" / "checkpoints"):
+        newest = run / "acts" / "checkpoints" / "3072"
+        refused([place], f"{place} holds all checkpoints .* the newest, {newest}, or the run, {run}")
     refused([tmp_path], "neither a run .* nor an SAE")
     refused([run, run], "given twice")
     refused([run, run / "acts" / "checkpoints" / "3072"], "given twice")

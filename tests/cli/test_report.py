@@ -14,8 +14,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from safetensors.numpy import load_file
 
-from sae_tools.cli.report import main
+from sae_tools.cli.report import UNITS, main
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
 from sae_tools.report.build import held_out
@@ -84,6 +85,8 @@ def test_one_run_gets_its_page(run: Path, sae_report: Command):
     assert [entry["id"] for entry in meta["dictionaries"]] == ["acts", "update", "logits", "relu"]
     for entry in meta["dictionaries"]:
         assert entry["training_tokens"] == 3072 and entry["has_density"] and entry["tokens"] >= 600
+        fires = load_file(run / "analysis" / "features" / f"{entry['id']}.safetensors")["fires"]
+        assert entry["l0"] == pytest.approx(fires.mean() * entry["d_sae"] / entry["tokens"]) and entry["l0"] > 0
         assert found[f"dictionary/{entry['id']}"][0]["features.fires"].shape == (entry["d_sae"],)
         assert found[f"density/{entry['id']}"][0]["density.fires"].shape == (6, entry["d_sae"])
     fidelity = json.loads((run / "analysis" / "fidelity.json").read_text())
@@ -224,26 +227,70 @@ def test_a_folder_of_an_sae_alone(run: Path, sae_report: Command, tmp_path: Path
     assert json.loads(shown["config"]) == json.loads((alone / "cfg.json").read_text())
     assert shown["tokens"] is None and shown["model"]["layers"] == 3 and shown["versions"] is None
     (entry,) = found["report"][1]["meta"]["dictionaries"]
-    assert not entry["has_density"] and found["report"][1]["fidelity"]["entries"] == {entry["id"]: None}
+    assert (
+        entry["l0"] > 0
+        and not entry["has_density"]
+        and found["report"][1]["fidelity"]["entries"] == {entry["id"]: None}
+    )
     assert found["report"][1]["spaces"]["matches"] == {entry["id"]: {}}
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["{tmp}/nothing"], "nothing"),
+        (["{tmp}/nothing"], "nothing does not exist"),
+        (["nope"], "nope does not exist"),
+        (["{run}", "nope", "--serve"], "nope does not exist"),
+        (["{run}", "tokens"], "'tokens' is a setting, and settings are written tokens=VALUE"),
+        (["{run}", "data.heldout", "0.5"], "settings are written data.heldout=VALUE"),
+        (["{run}", "tokens", "=5"], "settings are written tokens=VALUE"),
+        (["{run}", "=5"], "as in tokens=50_000"),
+        (["{run}/acts"], "{run}/acts/checkpoints/3072, or the run, {run}"),
+        (["{run}/acts/checkpoints"], "{run}/acts/checkpoints/3072, or the run, {run}"),
+        (
+            ["{run}/acts/checkpoints/3072/cfg.json", "--serve"],
+            "is a file; name the folder of a run or SAE, or a report",
+        ),
         (["{tmp}"], "{tmp}"),
         (["{run}", "tokns=5"], "tokens"),
         (["{run}", "tokens=none"], "tokens"),
         (["tokens=5"], "needs a run"),
         (["{run}", "--port", "8000"], "--serve"),
         (["{run}", "-o", "{tmp}"], "is a folder"),
-        (["{run}/config.yaml"], "config.yaml"),
+        (["{run}/config.yaml"], "config.yaml is a file; name the folder of a run or SAE, or a report"),
     ],
 )
 def test_one_sentence_for_every_mistake(trained: Path, sae_report: Command, tmp_path: Path, arguments, said: str):
     filled = [argument.format(run=trained, tmp=tmp_path) for argument in arguments]
     assert said.format(run=trained, tmp=tmp_path) in sentence(sae_report(*filled))
+
+
+def test_a_dictionary_s_folder_is_named_as_the_user_did(trained: Path, sae_report: Command, monkeypatch):
+    monkeypatch.chdir(trained.parent)
+    said = sentence(sae_report(Path(trained.name, "acts")))
+    assert said == (
+        f"{trained.name}/acts holds all checkpoints of a dictionary; name the newest, "
+        f"{trained.name}/acts/checkpoints/3072, or the run, {trained.name}."
+    )
+
+
+def test_what_is_taken_for_granted_is_said(run: Path, sae_report: Command, tmp_path: Path):
+    """An SAE whose metadata names no text; and without a terminal every stage has a line of its own."""
+    alone = lone_sae(run, tmp_path)
+    cfg = json.loads((alone / "cfg.json").read_text())
+    del cfg["metadata"]["dataset_path"]
+    (alone / "cfg.json").write_text(json.dumps(cfg))
+    status, out, err = sae_report(alone, *SMALL, "-o", tmp_path / "alone.html")
+    assert status == 0 and out == f"Report: {tmp_path / 'alone.html'}\n", err
+    note, *lines = err.splitlines()
+    assert note == f"{alone}: its metadata names no text, so python-stdlib is read; data.source= names another."
+    stages = [line.split("  ")[0] for line in lines]
+    assert set(UNITS) | {"packing"} <= set(stages)
+
+
+def test_help_says_what_is_kept_and_where(sae_report: Command):
+    said = " ".join(sae_report("--help")[1].split())
+    assert "another tokens= measures again" in said and "OUTPUT.analysis" in said
 
 
 def test_mistakes_are_found_before_anything_is_measured(run: Path, sae_report: Command):
