@@ -78,7 +78,9 @@
                     "small",
                     {},
                     [
-                      data?.documents == null ? null : `${format.integer(data.documents)} documents`,
+                      data?.documents == null
+                        ? null
+                        : `${format.count(data.documents, "document")} in the whole source`,
                       model?.context_length ? `contexts of ${corpus?.length ?? model.context_length} tokens` : null,
                     ]
                       .filter(Boolean)
