@@ -280,7 +280,7 @@
         const name = marker.at < last ? sae.windows.name(history, marker.at) : "held-out text, after training";
         says.textContent = `${name} (n\u202f=\u202f${format.integer(counts.tokens)} tokens)`;
         slider.setAttribute("aria-valuetext", name);
-        caption.textContent = ` On n\u202f=\u202f${format.integer(counts.tokens)} tokens nothing below ${format.scientific(1 / counts.tokens, 1)} can be seen; a feature without a firing among them has a density below ${format.scientific(3 / counts.tokens, 1)} (95\u202f%). Dead here means: fired on none of these tokens.`;
+        caption.textContent = ` On n\u202f=\u202f${format.integer(counts.tokens)} tokens nothing below ${format.scientific(1 / counts.tokens, 1)} can be seen; a feature without a firing among them has a density below ${format.scientific(3 / counts.tokens, 1)} (95\u202f%; tokens of one document are not independent, so the true uncertainty is larger). Dead here means: fired on none of these tokens.`;
         marker.move(marker.at);
       };
       const choose = (w) => {

@@ -112,7 +112,7 @@
         figures.figure({
           body,
           caption: [
-            `Share of the tokens on which it fired, in each of ${history.count} windows of training, with the Wilson 95\u202f% interval; both axes logarithmic, faint lines at the class borders. The dot at the end: held-out text. `,
+            `Share of the tokens on which it fired, in each of ${history.count} windows of training, with the Wilson 95\u202f% interval (it takes tokens as independent; those of one document are not, so the true uncertainty is larger); both axes logarithmic, faint lines at the class borders. The dot at the end: held-out text. `,
             none ? `Triangles: the ${format.count(none, "window")} in which it never fired. ` : "",
             events.length
               ? `${events.map((event) => `${event.kind} after ${format.compact(event.tokens)} tokens`).join(", ")}.`
