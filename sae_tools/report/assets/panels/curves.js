@@ -38,42 +38,55 @@
     const log = logarithmic && low > 0 && high / low > 3;
     const end = Math.max(...all.map(([x]) => x));
     const body = h("div", { class: "responsive chart-200" });
-    return sae.dom.responsive(body, (width) => {
-      // Room for the longest name beside its line, but never more than a third of the width.
-      const letters = Math.min(Math.max(...series.map((one) => one.name.length)), Math.floor(width / 3 / 6.4));
+    const legend = h(
+      "div",
+      { class: "legend below", hidden: true },
+      [...series]
+        .sort((a, b) => a.index - b.index)
+        .map(({ name, index }) => h("span", { class: "legend-item" }, figures.key(index), name)),
+    );
+    sae.dom.responsive(body, (width) => {
+      const [top, bottom] = [12, 34];
+      const pad = high === low ? Math.max(1, high * 0.1) : 0;
+      const y = log
+        ? scales.log([low * 0.9, high * 1.1], [200 - bottom, top])
+        : scales.linear([Math.min(0, low), high + pad], [200 - bottom, top]);
+      const ends = series
+        .filter(({ points }) => points.length)
+        .map(({ name, index, points }) => {
+          const at = y(points.at(-1)[1]) + 4;
+          return { name, index, at, y: at };
+        });
+      const labels = plot.spread(ends, 13, top, 200 - bottom);
+      // Names stand beside the ends of their lines, whole and where the lines end; otherwise in a legend below.
+      const room = 6.8 * Math.max(...series.map((one) => one.name.length));
+      const beside = room <= width / 3 && labels.every((label) => Math.abs(label.y - label.at) <= 9);
+      legend.hidden = beside;
       const { svg, inner } = plot.frame(width, 200, {
         left: 48,
-        right: 12 + 6.4 * letters,
-        top: 12,
-        bottom: 34,
+        right: 12 + (beside ? room : 0),
+        top,
+        bottom,
         label: `${title} over tokens trained on, ${series.length} lines: ${series.map((one) => one.name).join(", ")}`,
       });
       const x = scales.linear([0, end], [inner.left, inner.right]);
-      const pad = high === low ? Math.max(1, high * 0.1) : 0;
-      const y = log
-        ? scales.log([low * 0.9, high * 1.1], [inner.bottom, inner.top])
-        : scales.linear([Math.min(0, low), high + pad], [inner.bottom, inner.top]);
       plot.axisX(svg, inner, x, { title: "tokens trained on", count: 3 });
       plot.axisY(svg, inner, y, { count: 4 });
-      const labels = [];
-      for (const { name, index, points } of series) {
+      for (const { index, points } of series) {
         svg.append(
           plot.line(
             points.map(([a, b]) => [x(a), y(b)]),
             { colour: index % 8, dash: figures.dash(index) },
           ),
         );
-        if (points.length) labels.push({ name, index, y: y(points.at(-1)[1]) + 4 });
+        // A line of one point would have no length.
+        if (points.length === 1)
+          svg.append(s("circle", { class: `ink-${index % 8}`, cx: x(points[0][0]), cy: y(points[0][1]), r: 3 }));
       }
-      for (const label of plot.spread(labels, 13, inner.top, inner.bottom)) {
+      for (const label of beside ? labels : [])
         svg.append(
-          s(
-            "text",
-            { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y },
-            label.name.length > letters ? `${label.name.slice(0, letters - 1)}…` : label.name,
-          ),
+          s("text", { class: `series-label ink-${label.index % 8}`, x: inner.right + 6, y: label.y }, label.name),
         );
-      }
       const hair = s("line", { class: "hair", y1: inner.top, y2: inner.bottom, visibility: "hidden" });
       svg.append(hair);
       svg.addEventListener("pointermove", (event) => {
@@ -100,6 +113,7 @@
       });
       return svg;
     });
+    return [body, legend];
   };
 
   const sameCurves = (a, b) =>
