@@ -30,9 +30,13 @@ def test_every_view(kind: str, look, report: Report):
     check_view(page, "run")
     expect(page.get_by_test_id("panel-run")).to_contain_text(HOOKS[kind])
     expect(page.get_by_test_id("panel-run")).to_contain_text("whether they were trained on is not known")
+    expect(page.get_by_test_id("panel-fidelity")).to_contain_text("at the end of training; this one came without")
     for view in VIEWS[1:]:
         page.locator(f"nav a[data-view={view}]").click()
         check_view(page, view)
+        if view == "spaces":
+            expect(page.locator("main")).not_to_contain_text("Trained in × measured in")
+            expect(page.locator("main")).to_contain_text("this one came without")
     (id,) = report.truth
     page.evaluate("(to) => { location.hash = to; }", f"#/feature/{id}/{report.truth[id]['fires'].argmax()}")
     check_view(page, "feature")

@@ -38,6 +38,20 @@ def test_each_dictionary_has_its_own_figures(look, several: Report):
         assert found["features.projection"] == arrays["projection"][1]
 
 
+def test_columns_measured_on_different_text_are_not_compared(look, several: Report, synthetic: Report):
+    """One model throughout: other counts of tokens, or another cross-entropy of that model, mean other text."""
+    for report in (several, synthetic):
+        entries = [
+            entry
+            for run in report.runs
+            for entry in json.loads((run / "analysis" / "fidelity.json").read_text()).values()
+        ]
+        texts = {(entry["tokens"], round(entry["ce"]["original"], 3)) for entry in entries}
+        panel = look(report.page).get_by_test_id("panel-fidelity")
+        expect(panel.get_by_text("measured on different text")).to_have_count(int(len(texts) > 1))
+        expect(panel.get_by_role("rowheader", name="Dead features on the tokens counted below")).to_be_visible()
+
+
 def test_features_of_one_run_are_found_in_the_other(look, several: Report):
     """Matches lead across runs, since both were read on one text."""
     id = "first--update"

@@ -27,6 +27,29 @@
     ["tokens_per_s", "Tokens trained on per second", (e) => e.tokens_per_s, format.integer],
   ];
 
+  /** What a definition is headed by: the label of its row, or what its rows have in common. */
+  const headings = { ...Object.fromEntries(rows.map(([key, title]) => [key, title])), ce: "CE" };
+  Object.assign(headings, { fvu: "FVU, own space", ablation_cost: "Cost of ablation", ce_recovered: "CE recovered" });
+
+  /** Rows that count features over the tokens that another row gives. */
+  const counted = new Set(["dead", "ultra_rare", "dense"]);
+
+  /** Whether columns were measured on different text: other counts of tokens, or the same model with another CE. */
+  const differ = (meta, entries, ids) => {
+    const models = new Map();
+    const tokens = new Set(ids.map((id) => entries[id].tokens).filter((n) => n != null));
+    for (const id of ids) {
+      const { corpus } = meta.dictionaries.find((one) => one.id === id);
+      const { model } = meta.corpora[corpus] ?? {};
+      const ce = entries[id].ce?.original;
+      if (ce == null) continue;
+      // The same text on another machine differs in the last digits.
+      if (models.has(model) && Math.abs(models.get(model) - ce) > 1e-4 * Math.abs(ce)) return true;
+      models.set(model, ce);
+    }
+    return tokens.size > 1;
+  };
+
   sae.panel({
     id: "fidelity",
     view: "run",
@@ -34,12 +57,23 @@
     render: async (root, ctx) => {
       const { entries = {}, definitions = {} } = (await ctx.blob("report")).fidelity ?? {};
       const ids = ctx.meta.dictionaries.map((one) => one.id).filter((id) => entries[id]);
-      if (!ids.length) return root.append(figures.nothing("The fidelity of these dictionaries has not been measured."));
+      if (!ids.length)
+        return root.append(
+          figures.nothing(
+            `Fidelity is measured by sae-train at the end of training; ${ctx.meta.dictionaries.length > 1 ? "these" : "this one"} came without.`,
+          ),
+        );
+      const without = ctx.meta.dictionaries.map((one) => one.id).filter((id) => !entries[id]);
       const label = (id) => h("span", {}, figures.key(ctx.meta.dictionaries.findIndex((one) => one.id === id)), id);
       const body = rows
         .filter(([, , get]) => ids.some((id) => get(entries[id]) != null))
         .map(([key, title, get, show, part]) => [
-          h("span", { title: definitions[key] }, title),
+          h(
+            "span",
+            { title: definitions[key] },
+            title,
+            counted.has(key) ? h("small", {}, " on the tokens counted below") : null,
+          ),
           ...ids.map((id) => {
             const number = get(entries[id]);
             return number == null
@@ -51,11 +85,22 @@
       const keys = [...new Set([...rows.map(([key]) => key), ...Object.keys(definitions)])].filter(
         (key) => definitions[key],
       );
+      const notes = [
+        differ(ctx.meta, entries, ids)
+          ? "The columns were measured on different text and cannot be compared with one another."
+          : null,
+        without.length ? `Measured by sae-train at the end of training; ${without.join(", ")} came without.` : null,
+      ].filter(Boolean);
       root.append(
         h(
           "div",
           { class: "fidelity" },
-          figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
+          h(
+            "div",
+            {},
+            figures.table(["Figure", ...ids.map(label)], body, { label: "Fidelity of the dictionaries" }),
+            notes.map((text) => h("p", { class: "note" }, text)),
+          ),
           h(
             "div",
             { class: "definitions" },
@@ -63,7 +108,9 @@
             h(
               "dl",
               {},
-              keys.map((key) => h("div", {}, h("dt", {}, key), h("dd", {}, definitions[key]))),
+              keys.map((key) =>
+                h("div", {}, h("dt", {}, headings[key] ?? key.replaceAll("_", " ")), h("dd", {}, definitions[key])),
+              ),
             ),
           ),
         ),

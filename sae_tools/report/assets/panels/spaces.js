@@ -21,7 +21,11 @@
     title: "Trained in × measured in",
     render: async (root, ctx) => {
       const data = (await ctx.blob("report")).spaces;
-      const { ids, spaces } = data;
+      const { spaces } = data;
+      const measured = (id) => data.fvu[id] || data.kl?.[id] != null || data.ce_recovered?.[id];
+      const ids = data.ids.filter(measured);
+      const without = data.ids.filter((id) => !measured(id));
+      if (!ids.length) root.closest("section").querySelector("h2").textContent = "Fidelity on held-out text";
       const name = (id) => h("span", {}, figures.key(ctx.meta.dictionaries.findIndex((one) => one.id === id)), id);
       const all = ids.flatMap((id) => spaces.map((space) => data.fvu[id]?.[space])).filter((x) => x != null);
       const pair = h("div", { class: "pair" });
@@ -113,8 +117,20 @@
         );
       }
       root.append(
-        pair.childElementCount ? pair : figures.nothing("The fidelity of these dictionaries has not been measured."),
+        pair.childElementCount
+          ? pair
+          : figures.nothing(
+              `Fidelity is measured by sae-train at the end of training; ${data.ids.length > 1 ? "these" : "this one"} came without.`,
+            ),
       );
+      if (ids.length && without.length)
+        root.append(
+          h(
+            "p",
+            { class: "note" },
+            `Fidelity is measured by sae-train at the end of training; ${without.join(", ")} came without.`,
+          ),
+        );
     },
   });
 }
