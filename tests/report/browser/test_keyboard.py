@@ -117,6 +117,30 @@ def test_a_context_by_keys(look, synthetic: Report):
     expect(page.get_by_test_id("feature-title")).to_contain_text(f"Feature {feature + 1}")
 
 
+def test_lines_end_at_each_newline_of_a_token(look, synthetic: Report):
+    """Indentation after a newline in the same token begins the next line; every token stays one element."""
+    page = look(synthetic.page)
+    lines = page.evaluate(
+        r"""() => {
+          const element = sae.tokens.into(document.createElement("span"), "a\n\n  \tb\r\nc", true);
+          const lines = [""];
+          for (const node of element.childNodes) {
+            if (node.nodeName === "BR") lines.push("");
+            else lines[lines.length - 1] += node.textContent;
+          }
+          return lines;
+        }"""
+    )
+    assert lines == ["a⏎", "⏎", "··→b␍⏎", "c"]
+    page.evaluate("(to) => { location.hash = to; }", f"#/feature/{ID}/{int(np.argmax(synthetic.truth[ID]['fires']))}")
+    tokens = page.get_by_test_id("context").locator(".token")
+    expect(tokens.first).to_be_visible()
+    count = tokens.count()
+    page.get_by_test_id("breaks").check()
+    expect(page.get_by_test_id("context").locator(".token.broken > br").first).to_be_attached()
+    assert tokens.count() == count
+
+
 _REACHABLE = """() => [...document.querySelectorAll("a[href], button, input, select, summary, [tabindex]")]
   .filter((e) => e.tabIndex >= 0 && !e.disabled && e.checkVisibility({ visibilityProperty: true }))
   .filter((e) => e.type !== "radio" || e.checked)"""
