@@ -45,8 +45,8 @@ class ReportConfig(Section):
     model: ModelConfig | None = None
     """The language model of an SAE that is no run of ours; null: what its metadata says."""
     data: DataConfig | None = None
-    """The text on which such an SAE is shown, of which the held-out part is read; null: what its metadata says, else
-    the defaults."""
+    """The text on which such an SAE is shown; null: what its metadata says, else the defaults. Its held-out part is
+    read; all of it (heldout: 1) where it is a local one that the metadata does not name, unless `heldout` is set."""
     rows: RowsConfig | None = None
     """Which tokens count for such an SAE; null: what its metadata says, else the defaults."""
     device: str = "auto"

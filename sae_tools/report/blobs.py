@@ -134,7 +134,7 @@ def meta(contents: Contents) -> dict[str, Any]:
 def dictionary_meta(shown: DictionaryShown) -> dict[str, Any]:
     known = ("id", "d_sae", "d_in", "site", "space", "architecture", "k", "unit", "corpus", "tokens", "training_tokens")
     return {key: shown.meta.get(key) for key in known} | {
-        "l0": float(shown.arrays["fires"].sum(dtype=np.int64) / shown.meta["tokens"]),  # on the report's own text
+        "l0": int(shown.arrays["fires"].sum()) / shown.meta["tokens"],  # on the report's own text
         "run": shown.run,
         "name": shown.name,
         "has_logits": shown.has_logits,

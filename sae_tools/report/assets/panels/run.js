@@ -37,6 +37,7 @@
           ? "–"
           : sae.dom.value(one.training_tokens, "meta.training_tokens", { format: format.integer }),
         sae.dom.value(one.tokens, "meta.tokens", { format: format.integer }),
+        sae.dom.value(one.l0, "meta.l0", { format: format.figures }),
       ]);
 
   sae.panel({
@@ -150,6 +151,7 @@
               "d_sae (features)",
               "Tokens trained on",
               "Tokens held out",
+              "L0, held out",
             ],
             dictionaryRows(ctx.meta, ids),
             { label: `Dictionaries of ${run.name}`, className: "left" },
