@@ -71,7 +71,7 @@
     const element = h("div", { class: `view view-${view}`, "data-testid": `view-${view}` });
     const wrong = missing(ctx.route);
     if (wrong) {
-      element.append(h("h1", { tabindex: "-1" }, "Not here"), sae.figures.nothing(wrong));
+      element.append(h("div", { class: "head" }, h("h1", { tabindex: "-1" }, "Not here")), sae.figures.nothing(wrong));
       ctx.wrong = true;
       return element;
     }

@@ -155,6 +155,7 @@
     render: async (root, ctx) => {
       const { dictionary, route } = ctx;
       const list = await sae.list.open(dictionary);
+      list.vocabulary.ranks(); // the view may take this long, a click on a heading not
       const { params } = route;
       params.d ??= dictionary.id;
       const bounds = classes.bounds(dictionary);
