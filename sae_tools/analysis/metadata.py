@@ -6,6 +6,7 @@ fetched because metadata names it: what is not on this machine must be named by 
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +20,8 @@ from sae_tools.errors import UserError
 from sae_tools.models.language_model import LanguageModel
 
 S = TypeVar("S", bound=Section)
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""What a data set on the hub can be called."""
 
 
 def model_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> ModelConfig:
@@ -62,12 +65,13 @@ def must_be_named(
         settings.append("site=mlp_out@3 or another")
     text = metadata.get("dataset_path")
     if text is not None and not _set(cfg.data, "source") and _known_text(origin, text) is None:
-        elsewhere.append(f"its text {str(text)[:100]!r} is not on this machine")
-        hub = str(text).removeprefix("hub:")
-        settings.append(f"data.source=python-stdlib, a file or folder, or data.source=hub:{hub[:100]}")
+        elsewhere.append(f"its text {str(text)[:100]!r} is not in the SAE's own folder")
+        hub = str(text).removeprefix("hub:")[:100]
+        there = "the hub's data.source=hub:NAME" if not HUB_NAME.fullmatch(hub) else f"data.source=hub:{hub}"
+        settings.append(f"data.source=python-stdlib, a file or folder, or {there}")
     if settings:
         said = [f"its metadata names {' and '.join(unsaid)}"] if unsaid else []
-        said += [f"{' and '.join(elsewhere)}, and nothing is fetched unasked"] if elsewhere else []
+        said += [f"{' and '.join(elsewhere)}, and nothing else is read or fetched unasked"] if elsewhere else []
         name = "name it" if len(settings) == 1 else "name them"
         raise UserError(f"{origin.path}: {'; '.join(said)}; {name}: {'; '.join(settings)}.")
 
@@ -90,7 +94,7 @@ def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: 
     trained = _known_text(origin, metadata.get("dataset_path"))
     if cfg.data is not None and _set(cfg.data, "source"):
         source = cfg.data.source
-        if _all_local(source) and (trained is None or _places(source) != _places(trained)):
+        if _all_local(source) and not _is_of(source, metadata.get("dataset_path")):
             said["heldout"] = 1.0
     else:
         if trained is None and metadata.get("dataset_path") is not None:
@@ -146,21 +150,37 @@ def _places(source: str | list[str]) -> list[Path]:
     return [Path(name).expanduser().resolve() for name in ([source] if isinstance(source, str) else source)]
 
 
+def _is_of(source: str | list[str], said: Any) -> bool:
+    """Whether that is the text that the metadata names, wherever it is."""
+    names = said if isinstance(said, list) else [said]
+    return all(isinstance(name, str) for name in names) and _places(source) == _places(names)
+
+
 def _all_local(source: str | list[str]) -> bool:
     names = [source] if isinstance(source, str) else source
     return all(name not in NAMES and Path(name).expanduser().exists() for name in names)
 
 
 def _known_text(origin: Origin, source: Any) -> str | list[str] | None:
-    """The metadata's text if it is on this machine, all of it."""
+    """The metadata's text if it may be read unasked: all of it Python's own sources, or files in the SAE's own folder.
+
+    Other files are not: an SAE comes from elsewhere, what its metadata names could be anything of the user's, and the
+    report shows it to whomever it is sent to.
+    """
     if source is None:
         return None
     names = source if isinstance(source, list) else [source]
-    found = [name if name in NAMES else _local(name, origin) for name in names if isinstance(name, str)]
+    found = [name if name in NAMES else _inside(name, origin.path) for name in names if isinstance(name, str)]
     if not names or len(found) < len(names) or None in found:
         return None
     texts = [name for name in found if name is not None]
     return texts if isinstance(source, list) else texts[0]
+
+
+def _inside(name: str, folder: Path) -> str | None:
+    """The path, from `folder` if it is relative, if it is there and leads to something in `folder`."""
+    path = (folder / name).resolve()
+    return str(path) if path.is_relative_to(folder.resolve()) and path.exists() else None
 
 
 def _found(data: DataConfig, origin: Origin) -> DataConfig:

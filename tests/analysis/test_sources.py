@@ -131,14 +131,15 @@ def test_an_export_without_its_run(run: Path, tmp_path: Path) -> None:
     folder.mkdir()
     for name in ("cfg.json", "sae_weights.safetensors"):
         shutil.copy(origin / name, folder)
-    (group,) = open_sources([folder], CFG)
+    named = CFG.model_copy(update={"data": DataConfig(source="python-stdlib")})
+    (group,) = open_sources([folder], named)
     (source,) = group.sources
     assert (source.id, source.run, source.config) == ("mailed_export_", None, None)
     assert (group.data.context_length, group.data.bos, group.rows.skip_positions) == (32, "context", 1)
     assert (source.subject.space.kind, source.subject.space.matrix) == ("resid_update", None)
     plain = source.subject.dictionary
     shutil.copy(origin / "space.safetensors", folder)
-    (source,) = all_sources(open_sources([folder], CFG))
+    (source,) = all_sources(open_sources([folder], named))
     assert source.subject.space.kind == "logit_update"
     x = torch.randn(50, WIDTH, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -202,13 +203,29 @@ def test_a_model_in_memory_is_for_all(tmp_path: Path) -> None:
 
 def test_paths_relative_to_the_folder_above(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tiny_model("gpt2"), tmp_path / "models" / "mine")
-    text_corpus(tmp_path)
-    path = saelens_folder(tmp_path / "runs" / "sae", model_name="models/mine", dataset_path="corpus.jsonl")
+    path = saelens_folder(tmp_path / "runs" / "sae", model_name="models/mine")
     for place in (tmp_path, tmp_path / "models"):
         monkeypatch.chdir(place)
         (group,) = open_sources([path], CFG)
         assert group.model.folder is not None and group.model.folder.resolve() == (tmp_path / "models" / "mine")
-        assert Path(str(group.data.source)).resolve() == tmp_path / "corpus.jsonl"
+
+
+@pytest.mark.parametrize("name", ["absolute", "../corpus.jsonl", "link.jsonl"])
+def test_an_sae_does_not_choose_which_of_the_user_s_files_are_shown(tmp_path: Path, name: str) -> None:
+    outside = text_corpus(tmp_path)
+    path = saelens_folder(tmp_path / "sae", dataset_path=str(outside) if name == "absolute" else name)
+    (path / "link.jsonl").symlink_to(outside)
+    with pytest.raises(UserError, match="not in the SAE's own folder, and nothing else is read.*data.source="):
+        open_sources([path], CFG)
+    (group,) = open_sources([path], CFG.model_copy(update={"data": DataConfig(source=str(outside))}))
+    assert group.data.source == str(outside)
+
+
+def test_a_text_in_the_sae_s_own_folder(tmp_path: Path) -> None:
+    path = saelens_folder(tmp_path / "sae", dataset_path="corpus.jsonl")
+    text_corpus(path)
+    (group,) = open_sources([path], CFG)
+    assert Path(str(group.data.source)) == path / "corpus.jsonl"
 
 
 def test_a_stream_whose_mean_was_taken_off(tmp_path: Path) -> None:
@@ -239,10 +256,13 @@ def test_an_old_flat_configuration(tmp_path: Path) -> None:
     [
         ({"model_name": None}, "names no model; name it: model.name=FOLDER"),
         ({"model_name": "gpt2-small"}, "'gpt2-small' is no folder on this machine.*model.name=FOLDER"),
-        ({"dataset_path": "a/webtext"}, "'a/webtext' is not on this machine.*data.source=python-stdlib.*hub:a/webtext"),
+        (
+            {"dataset_path": "a/webtext"},
+            "'a/webtext' is not in the SAE's own folder.*data.source=python-stdlib.*hub:a/webtext",
+        ),
         ({"dataset_path": "hub:a/webtext"}, "data.source=hub:a/webtext"),
-        ({"dataset_path": ["python-stdlib", 3]}, "not on this machine"),
-        ({"dataset_path": []}, "not on this machine"),
+        ({"dataset_path": ["python-stdlib", 3]}, "not in the SAE's own folder"),
+        ({"dataset_path": []}, "not in the SAE's own folder"),
         ({"hook_name": None}, "names no site.*site=mlp_out@3"),
         ({"hook_name": "blocks.7.hook_resid_post"}, "no site.*name the right one, such as site=mlp_out@3"),
         ({"hook_head_index": 2}, "one attention head"),
@@ -275,8 +295,8 @@ def test_all_that_is_unsaid_is_asked_for_at_once(tmp_path: Path, monkeypatch: py
         open_sources([well, away], CFG)
     assert str(error.value) == (
         f"{away}: its metadata names no site; its model 'gpt2-small' is no folder on this machine and its text "
-        f"'a/webtext' is not on this machine, and nothing is fetched unasked; name them: model.name=FOLDER or its name "
-        f"on the hub; site=mlp_out@3 or another; data.source=python-stdlib, a file or folder, or "
+        f"'a/webtext' is not in the SAE's own folder, and nothing else is read or fetched unasked; name them: "
+        f"model.name=FOLDER or its name on the hub; site=mlp_out@3 or another; data.source=python-stdlib, a file or folder, or "
         f"data.source=hub:a/webtext."
     )
 
@@ -289,13 +309,16 @@ def test_how_much_of_a_text_is_read(tmp_path: Path) -> None:
         (group,) = open_sources([path], CFG.model_copy(update={"data": data}))
         return group.data.heldout
 
-    other, same = saelens_folder(tmp_path / "other"), saelens_folder(tmp_path / "same", dataset_path=text)
+    other, same = saelens_folder(tmp_path / "other"), saelens_folder(tmp_path / "same", dataset_path="corpus.jsonl")
+    own = str(text_corpus(same))
     usual = DataConfig().heldout
     assert heldout(other, DataConfig(source=text)) == heldout(other, DataConfig(source=[text])) == 1.0
     assert heldout(other, DataConfig(source=text, heldout=0.3)) == 0.3
     assert heldout(other, None) == heldout(other, DataConfig(source="python-stdlib")) == usual
     assert heldout(other, DataConfig(source=["python-stdlib", text])) == usual
-    assert heldout(same, None) == heldout(same, DataConfig(source=text)) == usual
+    told = saelens_folder(tmp_path / "told", dataset_path=text)
+    assert heldout(told, DataConfig(source=text)) == usual  # although only the user can have it read
+    assert heldout(same, None) == heldout(same, DataConfig(source=own)) == usual
 
 
 def test_a_text_that_nobody_named_is_said(tmp_path: Path, run: Path) -> None:
@@ -338,7 +361,7 @@ def test_weights_of_a_space_need_the_space(run: Path, tmp_path: Path) -> None:
     origin = run / "logits" / "checkpoints" / "3072"
     shutil.copytree(origin, tmp_path / "sae")
     cfg = json.loads((tmp_path / "sae" / "cfg.json").read_text())
-    cfg["metadata"]["coordinates"] = "space"
+    cfg["metadata"] |= {"coordinates": "space", "dataset_path": "python-stdlib"}
     (tmp_path / "sae" / "cfg.json").write_text(json.dumps(cfg))
     folded = all_sources(open_sources([origin], CFG))[0].subject.dictionary
     asis = all_sources(open_sources([tmp_path / "sae"], CFG))[0].subject.dictionary

@@ -220,7 +220,9 @@ def test_what_is_known_of_a_text_not_to_have_been_trained_on(trained: Path):
 def test_a_folder_of_an_sae_alone(run: Path, sae_report: Command, tmp_path: Path):
     """A checkpoint with nothing of ours around it but what its own cfg.json says."""
     alone = lone_sae(run, tmp_path)
-    status, _, err = sae_report(alone, *SMALL, "-o", tmp_path / "alone.html")
+    assert "not in the SAE's own folder" in sentence(sae_report(alone, *SMALL))  # the text that it was trained on
+    text = f"data.source={json.loads((alone / 'cfg.json').read_text())['metadata']['dataset_path']}"
+    status, _, err = sae_report(alone, *SMALL, text, "-o", tmp_path / "alone.html")
     assert status == 0, err
     found = blobs_of(tmp_path / "alone.html")
     (shown,) = found["report"][1]["run"]["runs"]

@@ -52,7 +52,9 @@ def write_sae(kind: str, folder: Path, model: Path, corpus: Path) -> None:
 
 def foreign(kind: str, folder: Path) -> Report:
     """The folder that SAELens wrote, and the report that the one command makes of it."""
-    sae, corpus = folder / kind, text_corpus(folder)
+    sae = folder / kind
+    sae.mkdir()
+    corpus = text_corpus(sae)
     write_sae(kind, sae, tiny_model("gpt2"), corpus)
     # No setting but how much is read, and of a small file more than the usual share.
     command = [sys.executable, "-m", "sae_tools.cli.report", str(sae), "tokens=3000", "data.heldout=0.3"]
