@@ -94,7 +94,7 @@ def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: 
     trained = _known_text(origin, metadata.get("dataset_path"))
     if cfg.data is not None and _set(cfg.data, "source"):
         source = cfg.data.source
-        if _all_local(source) and not _is_of(source, metadata.get("dataset_path")):
+        if _all_local(source) and not any(_is_of(source, text) for text in (trained, metadata.get("dataset_path"))):
             said["heldout"] = 1.0
     else:
         if trained is None and metadata.get("dataset_path") is not None:

@@ -296,8 +296,8 @@ def test_all_that_is_unsaid_is_asked_for_at_once(tmp_path: Path, monkeypatch: py
     assert str(error.value) == (
         f"{away}: its metadata names no site; its model 'gpt2-small' is no folder on this machine and its text "
         f"'a/webtext' is not in the SAE's own folder, and nothing else is read or fetched unasked; name them: "
-        f"model.name=FOLDER or its name on the hub; site=mlp_out@3 or another; data.source=python-stdlib, a file or folder, or "
-        f"data.source=hub:a/webtext."
+        f"model.name=FOLDER or its name on the hub; site=mlp_out@3 or another; data.source=python-stdlib, a file or "
+        f"folder, or data.source=hub:a/webtext."
     )
 
 
