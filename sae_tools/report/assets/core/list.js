@@ -6,6 +6,8 @@
  */
 {
   const NONE = 0xffffffff;
+  /** Milliseconds without a click or a key after which work is done ahead. */
+  const QUIET = 300;
 
   /** Unsigned keys whose order is the order of the numbers; numbers that are missing come last either way. */
   const sortKeys = (values, descending) => {
@@ -166,12 +168,16 @@
         ...columns.map((column) => () => this.order(column, "asc")),
         ...["density", "maximum", "mean_active"].map((column) => () => this.order(column, "desc")),
       ];
-      const later = globalThis.requestIdleCallback ?? ((then) => setTimeout(then, 30));
+      let touched = performance.now();
+      const touch = () => (touched = performance.now());
+      for (const event of ["click", "input", "keydown"])
+        addEventListener(event, touch, { capture: true, passive: true });
       const next = () => {
-        steps.shift()();
-        if (steps.length) later(next);
+        // A step takes some hundredths of a second: not while somebody is at work.
+        if (performance.now() - touched >= QUIET) steps.shift()();
+        if (steps.length) setTimeout(next, QUIET);
       };
-      later(next);
+      setTimeout(next, QUIET);
     }
 
     /**
