@@ -80,7 +80,7 @@ def test_first_signal_asks_second_stops(number: signal.Signals, capfd):
         assert not stop.requested()
         os.kill(os.getpid(), number)
         assert stop.requested()
-        assert "writing a checkpoint" in capfd.readouterr().err
+        assert "Stopping as soon as the state is saved" in capfd.readouterr().err
         os.kill(os.getpid(), number)
     assert signal.getsignal(number) is before
 
