@@ -78,16 +78,12 @@ def ablation_effects(
         return lambda done: progress(before + done, total)
 
     entries: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    if work[0]:
-        chosen = [subjects[n] for n in work[0]]
-        mine, use = [examples[n] for n in work[0]], [measured[n] for n in work[0]]
-        found = _direct(model, prediction, chosen, corpus, mine, use, cfg, stage(0))
-        entries |= dict(zip(work[0], found, strict=True))
-    if work[1]:
-        chosen = [subjects[n] for n in work[1]]
-        mine, use = [examples[n] for n in work[1]], [measured[n] for n in work[1]]
-        found = _general(model, prediction, chosen, corpus, mine, use, cfg, stage(1))
-        entries |= dict(zip(work[1], found, strict=True))
+    for number, measure in enumerate((_direct, _general)):
+        if work[number]:
+            chosen, mine = [subjects[n] for n in work[number]], [examples[n] for n in work[number]]
+            use = [measured[n] for n in work[number]]
+            found = measure(model, prediction, chosen, corpus, mine, use, cfg, stage(number))
+            entries |= dict(zip(work[number], found, strict=True))
     return [_gathered(m, *entries.get(n, _nothing())) for n, m in enumerate(measured)]
 
 
