@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,25 +22,16 @@ from sae_tools.report.build import held_out
 from sae_tools.report.columns import decode, unpack
 from sae_tools.report.marker import MARKER, is_report
 from sae_tools.training.run import run_job
+from tests.cli.commands import Command, in_process
 from tests.jobs import write_job
 
-Command = Callable[..., tuple[int, str, str]]
 SMALL = ("tokens=600", "chunk=32")
 BLOB = re.compile(r'<script type="application/octet-stream" data-blob="([^"]+)">([A-Za-z0-9+/=]*)</script>')
 
 
 @pytest.fixture
 def sae_report(monkeypatch, capfd) -> Command:
-    """Runs the command in this process; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sae-report", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capfd.readouterr()
-        return exit.value.code or 0, captured.out, captured.err  # type: ignore[return-value]
-
-    return run
+    return in_process("sae-report", main, monkeypatch, capfd)
 
 
 def sentence(result: tuple[int, str, str]) -> str:

@@ -7,8 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,24 +15,14 @@ from safetensors.torch import load_file, save_file
 
 from sae_tools.cli.train import main
 from sae_tools.runs.density import merge_windows, read_windows
+from tests.cli.commands import Command, in_process
 from tests.jobs import write_job
 from tests.tiny_models import tiny_model
-
-Command = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def sae_train(monkeypatch, capfd) -> Command:
-    """Runs the command in this process; returns (exit status, stdout, stderr)."""
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["sae-train", *map(str, arguments)])
-        with pytest.raises(SystemExit) as exit:
-            main()
-        captured = capfd.readouterr()
-        return exit.value.code or 0, captured.out, captured.err  # type: ignore[return-value]
-
-    return run
+    return in_process("sae-train", main, monkeypatch, capfd)
 
 
 def sentence(result: tuple[int, str, str]) -> str:

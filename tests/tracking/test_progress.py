@@ -1,22 +1,7 @@
 from __future__ import annotations
 
-import io
-
-from rich.console import Console
-
 from sae_tools.tracking.progress import TokenProgress, duration
-
-
-class Clock:
-    now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def console(terminal: bool) -> tuple[Console, io.StringIO]:
-    out = io.StringIO()
-    return Console(file=out, force_terminal=terminal, width=120), out
+from tests.tracking.terminal import Clock, console
 
 
 def test_speed_and_time_left_count_only_what_this_process_did():
