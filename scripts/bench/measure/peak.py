@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import multiprocessing
 import os
 import resource
@@ -30,16 +32,23 @@ def resident() -> int:
 
 
 def peak() -> int:
-    """Highest number of resident bytes since `restart_peak`, or since the process began where that is not possible."""
+    """Highest number of resident bytes since `baseline`, or since the process began where that is not possible."""
     return status_bytes(STATUS.read_text(), "VmHWM") if STATUS.exists() else _rusage()
 
 
-def restart_peak() -> None:
-    """From here on `peak` counts anew, where the system lets it (Linux)."""
+def baseline() -> int:
+    """Bytes resident now, with all freed memory given back; from here on `peak` counts anew, where the system lets it
+    (Linux)."""
+    gc.collect()
+    if sys.platform.startswith("linux"):
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+        if trim is not None:
+            trim(0)
     try:
         CLEAR.write_text("5")
     except OSError:
         pass
+    return resident()
 
 
 def _rusage() -> int:
