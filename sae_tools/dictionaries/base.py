@@ -10,6 +10,16 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from sae_tools.dictionaries.sparse import (
+    OnAll,
+    OnPairs,
+    Precision,
+    Selection,
+    Support,
+    dense_gradients,
+    preactivations_at,
+)
+
 
 class Codes(NamedTuple):
     """Feature activations, k for each row; entries whose value is 0 do not fire, whatever their index."""
@@ -31,6 +41,26 @@ class StepOutput(NamedTuple):
     """On how many of the rows each feature was > 0, int64."""
 
 
+class Selected(NamedTuple):
+    """What a batch's objective has to look at."""
+
+    active: Selection
+    dead: Selection | None
+    """For an auxiliary loss: what dead features would do. Entries of -inf stand for no feature."""
+
+
+class Objective(NamedTuple):
+    """An architecture's objective on some rows, before any auxiliary loss; sums, not means."""
+
+    f: Tensor
+    """Feature activations, in the shape of the pre-activations."""
+    error: Float[Tensor, "rows d_out"]
+    """x - x̂."""
+    loss: Float[Tensor, ""]
+    terms: dict[str, Float[Tensor, ""]]
+    """Parts of the loss that it names, without their coefficient, detached."""
+
+
 class Dictionary(nn.Module, ABC):
     """A sparse autoencoder with a pre-encoder bias: pre-activations (x - b_dec) W_enc + b_enc, x̂ = f W_dec + b_dec.
 
@@ -40,6 +70,10 @@ class Dictionary(nn.Module, ABC):
 
     unit_decoder: bool
     """Whether training keeps the decoder's rows at norm 1."""
+    selection_precision: Precision = "float32"
+    """Of the product that training chooses candidates from, where the architecture chooses (`sparse/select.py`)."""
+    aux_coefficient: float = 0.0
+    """Of the auxiliary loss."""
 
     def __init__(
         self,
@@ -88,6 +122,13 @@ class Dictionary(nn.Module, ABC):
         return self.decode(self.encode(x))
 
     @abstractmethod
+    def select(self, centred: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Selected | None:
+        """Which features the objective has to look at on the rows x - b_dec; None: at all of them."""
+
+    @abstractmethod
+    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+        """The training objective in terms of the pre-activations z on a support."""
+
     def losses(
         self, x: Float[Tensor, "rows d_in"], *, dead: Bool[Tensor, " d_sae"] | None = None, l1: float = 0.0
     ) -> StepOutput:
@@ -95,10 +136,53 @@ class Dictionary(nn.Module, ABC):
 
         dead: features that count as dead, for an auxiliary loss; None: there are none.
         l1: coefficient of the sparsity penalty at this step.
-        Arguments that an architecture has no use for are ignored. Nothing is synchronised with the device.
+        Arguments that an architecture has no use for are ignored. Nothing is synchronised with an accelerator.
         """
+        centred = (x - self.b_dec).detach()
+        selected = self.select(centred, dead if self.aux_coefficient > 0 else None)
+        if selected is None:
+            return self._losses_on_all(x, l1)
+        on = OnPairs(selected.active.pairs)
+        found = self.objective(self._differentiable(selected.active, centred), on, x, l1)
+        loss, terms = found.loss / len(x), self._terms(found, len(x))
+        if self.aux_coefficient > 0:
+            terms["aux"] = aux = torch.zeros_like(loss)
+            if selected.dead is not None:
+                aux = self._auxiliary_loss(selected.dead, centred, found.error.detach())
+                terms["aux"] = aux.detach()
+            loss = loss + self.aux_coefficient * aux
+        return _step_output(loss, terms, on.fired(found.f), len(x))
+
+    def _losses_on_all(self, x: Float[Tensor, "rows d_in"], l1: float) -> StepOutput:
+        def objective(z: Tensor, part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+            found = self.objective(z, OnAll(), part, l1)
+            return found.loss / len(x), {**self._terms(found, len(x)), "fired": OnAll().fired(found.f)}
+
+        first = (self.encoder, self.b_enc, self.b_dec)
+        others = [p for p in self.parameters() if not any(p is known for known in first)]
+        loss, terms = dense_gradients(objective, x, *first, others)
+        return _step_output(loss, terms, terms.pop("fired"), len(x))
+
+    def _differentiable(self, selection: Selection, centred: Float[Tensor, "rows d_in"]) -> Float[Tensor, " pairs"]:
+        parameters = (self.encoder, self.b_enc, self.b_dec)
+        return preactivations_at(selection.values, centred, *parameters, selection.pairs)
+
+    def _terms(self, found: Objective, rows: int) -> dict[str, Tensor]:
+        error = {"squared_error": found.error.detach().pow(2).sum()}
+        return {name: value / rows for name, value in {**error, **found.terms}.items()}
+
+    def _auxiliary_loss(
+        self, dead: Selection, centred: Float[Tensor, "rows d_in"], error: Float[Tensor, "rows d_out"]
+    ) -> Float[Tensor, ""]:
+        """‖e - ê‖², mean over rows: what dead features, through the decoder without its bias, make of the error e."""
+        f = self._differentiable(dead, centred).relu()
+        return (error - OnPairs(dead.pairs).decode(f, self.W_dec)).pow(2).sum() / len(error)
 
     @torch.no_grad()
     def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:
         """The objective of each row alone (auxiliary loss left out), without gradients."""
         return (x - self(x)).pow(2).sum(-1)
+
+
+def _step_output(loss: Tensor, terms: dict[str, Tensor], fired: Tensor, rows: int) -> StepOutput:
+    return StepOutput(loss, {**terms, "l0": fired.sum() / rows}, fired)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_tools.dictionaries.base import Codes, Dictionary, StepOutput
-from sae_tools.dictionaries.sparse import Support, decode_at, encode_at
+from sae_tools.dictionaries.base import Codes, Dictionary, Objective, Selected
+from sae_tools.dictionaries.sparse import Support, select_top_k
 from sae_tools.errors import UserError
 
 
@@ -54,46 +53,19 @@ class TopKDictionary(Dictionary):
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
         return self.decode(self.encode_sparse(x))
 
-    def losses(
-        self, x: Float[Tensor, "rows d_in"], *, dead: Bool[Tensor, " d_sae"] | None = None, l1: float = 0.0
-    ) -> StepOutput:
-        """See `Dictionary.losses`; terms: squared_error, l0, aux (‖e - ê‖², 0 where no feature is dead)."""
-        with torch.no_grad():
-            centred = x - self.b_dec
-            pre = torch.addmm(self.b_enc, centred, self.W_enc)
-            top, indices = pre.topk(self.k, dim=-1, sorted=False)
-        support = Support(indices, self.d_sae)
-        values = encode_at(top, centred, self.encoder, self.b_enc, self.b_dec, support)
-        error = x - self.b_dec - decode_at(values, self.W_dec, support)
-        squared_error = error.pow(2).sum(-1).mean()
-        loss, aux = squared_error, torch.zeros_like(squared_error)
-        codes = None
-        if dead is not None and self.aux_coefficient > 0:
-            top_dead = top_dead_counted if pre.device.type == "cpu" else top_dead_fixed
-            codes = top_dead(pre, dead, self.aux_k)
-        if codes is not None:
-            dead_support = Support(codes.indices, self.d_sae)
-            dead_values = encode_at(codes.values, centred, self.encoder, self.b_enc, self.b_dec, dead_support)
-            aux = (error.detach() - decode_at(dead_values, self.W_dec, dead_support)).pow(2).sum(-1).mean()
-            loss = loss + self.aux_coefficient * aux
-        fired = support.count(values.detach() > 0)
-        terms = {"squared_error": squared_error.detach(), "l0": fired.sum() / x.shape[0], "aux": aux.detach()}
-        return StepOutput(loss, terms, fired)
+    def select(self, centred: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Selected:
+        active, candidates = select_top_k(
+            centred,
+            self.encoder,
+            self.b_enc,
+            self.k,
+            precision=self.selection_precision,
+            dead=dead,
+            aux_k=self.aux_k,
+        )
+        return Selected(active, candidates)
 
-
-@torch.no_grad()
-def top_dead_fixed(pre: Float[Tensor, "rows d_sae"], dead: Bool[Tensor, " d_sae"], aux_k: int) -> Codes:
-    """Pre-activations and indices of the `aux_k` largest among dead features, in shapes that do not depend on the data:
-    entries beyond the number of dead features have the value -inf."""
-    return Codes(*pre.masked_fill(~dead, -torch.inf).topk(aux_k, dim=-1, sorted=False))
-
-
-@torch.no_grad()
-def top_dead_counted(pre: Float[Tensor, "rows d_sae"], dead: Bool[Tensor, " d_sae"], aux_k: int) -> Codes | None:
-    """The same where it costs nothing to ask which features are dead: only their columns are looked at, so there may be
-    fewer than `aux_k` entries; None if no feature is dead."""
-    columns = dead.nonzero().squeeze(1)
-    if columns.shape[0] == 0:
-        return None
-    values, indices = pre.index_select(1, columns).topk(min(aux_k, columns.shape[0]), dim=-1, sorted=False)
-    return Codes(values, columns[indices])
+    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+        f = z.relu()
+        error = x - self.b_dec - on.decode(f, self.W_dec)
+        return Objective(f, error, error.pow(2).sum(), {})

@@ -37,10 +37,7 @@ class Guard:
     def check(self, step: int, xs: list[Tensor], proposals: list[Step]) -> None:
         """Set the flag if any loss or gradient is not finite. No synchronisation."""
         for i, (x, proposal) in enumerate(zip(xs, proposals, strict=True)):
-            finite = torch.isfinite(proposal.loss)
-            for gradient in proposal.gradients:
-                finite = finite & torch.isfinite(gradient.sum())
-            bad = ~finite
+            bad = ~(torch.isfinite(proposal.loss) & torch.isfinite(proposal.norm))
             first = bad & (self._bad_step[i] < 0) & (self.frozen == 0)
             self._bad_step[i] = torch.where(first, step, self._bad_step[i])
             self._bad_rows[i] = torch.where(first, (~torch.isfinite(x.sum())).long(), self._bad_rows[i])

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_tools.dictionaries import Dictionary
+from sae_tools.dictionaries import Dictionary, remove_parallel_gradient_
 
 
 class Step(NamedTuple):
@@ -21,7 +21,10 @@ class Step(NamedTuple):
     loss: Float[Tensor, ""]
     """The objective, averaged over rows."""
     gradients: tuple[Tensor, ...]
-    """Of the loss, one for each of `dictionary.parameters()`, in that order."""
+    """Of the loss, one for each of `dictionary.parameters()`, in that order. Where decoder rows are kept at norm 1,
+    without the part along them."""
+    norm: Float[Tensor, ""]
+    """Of all gradients together."""
     fired: Int[Tensor, " d_sae"]
     """On how many of the rows each feature was > 0, int64."""
     terms: dict[str, Float[Tensor, ""]]
@@ -42,13 +45,15 @@ def training_step(
     Reads the parameters and changes nothing.
     """
     out = dictionary.losses(x, dead=dead, l1=l1)
-    gradients = torch.autograd.grad(out.loss, list(dictionary.parameters()))
-    return Step(out.loss.detach(), gradients, out.fired, {name: term.detach() for name, term in out.terms.items()})
+    named = dict(dictionary.named_parameters())
+    gradients = dict(zip(named, torch.autograd.grad(out.loss, list(named.values())), strict=True))
+    if dictionary.unit_decoder:
+        remove_parallel_gradient_(gradients["W_dec"], dictionary.W_dec)
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+    terms = {name: term.detach() for name, term in out.terms.items()}
+    return Step(out.loss.detach(), tuple(gradients.values()), norm, out.fired, terms)
 
 
-def clip_factor(gradients: tuple[Tensor, ...], max_norm: float | None) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
-    """(norm of all gradients together, factor that brings it down to `max_norm`, at most 1)."""
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients]))
-    if max_norm is None:
-        return norm, torch.ones_like(norm)
-    return norm, (max_norm / (norm + 1e-12)).clamp(max=1.0)
+def clip_divisor(norm: Float[Tensor, ""], max_norm: float) -> Float[Tensor, ""]:
+    """What gradients of that norm are divided by to bring it down to `max_norm`, at least 1."""
+    return (norm / max_norm).clamp(min=1.0)

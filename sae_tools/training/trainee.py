@@ -7,13 +7,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_tools.config import DictionaryConfig, ReLUConfig, TopKConfig, TrainingConfig
-from sae_tools.dictionaries import Dictionary, normalise_decoder_, remove_parallel_gradient_
+from sae_tools.dictionaries import Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.spaces import Space
 from sae_tools.tracking.density import DensityCounter
 from sae_tools.training.schedule import l1_factor, learning_rate_factor
-from sae_tools.training.step import Step, clip_factor, training_step
+from sae_tools.training.step import Step, clip_divisor, training_step
 
 
 class Trainee:
@@ -49,11 +49,6 @@ class Trainee:
         self.sums: dict[str, Tensor] = {}
         """Sums over the steps since the last line of metrics, on the device."""
 
-    @property
-    def unit_decoder(self) -> bool:
-        architecture = self.cfg.architecture
-        return isinstance(architecture, TopKConfig) or architecture.form == "unit-norm"
-
     def rows_in_space(self, rows: Rows) -> Float[Tensor, "rows d_in"]:
         return self.space.read(rows)
 
@@ -73,27 +68,25 @@ class Trainee:
     def apply(self, proposal: Step, step: int, steps: int, n_rows: int, frozen: Float[Tensor, ""]) -> None:
         """Clip, step, keep the decoder's rows at norm 1 and count, all of it a no-op where `frozen` is 1.
 
-        The flag stays on the device: Adam takes it as `found_inf`, the hook that gradient scaling uses.
+        The flag stays on the device: Adam takes it as `found_inf`, and the clipping as `grad_scale`, the hooks that
+        gradient scaling uses; so neither takes a pass over the gradients of its own.
         """
         for parameter, gradient in zip(self.dictionary.parameters(), proposal.gradients, strict=True):
             parameter.grad = gradient
-        if self.unit_decoder:
-            remove_parallel_gradient_(self.dictionary)
-        gradients = [p.grad for p in self.dictionary.parameters() if p.grad is not None]
-        norm, factor = clip_factor(tuple(gradients), self.training.clip_norm)
-        if self.training.clip_norm is not None:
-            torch._foreach_mul_(gradients, factor)
         for group in self.optimiser.param_groups:
             group["lr"] = self.base_lr * learning_rate_factor(step, steps, self.training)
-        self.optimiser.grad_scale, self.optimiser.found_inf = None, frozen  # type: ignore[attr-defined]
+        clip = self.training.clip_norm
+        divisor = None if clip is None else clip_divisor(proposal.norm, clip)
+        self.optimiser.grad_scale, self.optimiser.found_inf = divisor, frozen  # type: ignore[attr-defined]
         self.optimiser.step()
         for parameter in self.dictionary.parameters():
             parameter.grad = None
-        if self.unit_decoder:
+        if self.dictionary.unit_decoder:
             normalise_decoder_(self.dictionary, frozen)
         live = (1 - frozen).long()
         self.density.update(proposal.fired * live, n_rows * live)
-        terms = {"steps": torch.ones_like(norm), "loss": proposal.loss, "gradient_norm": norm, **proposal.terms}
+        steps_counted = torch.ones_like(proposal.loss)
+        terms = {"steps": steps_counted, "loss": proposal.loss, "gradient_norm": proposal.norm, **proposal.terms}
         for name, value in terms.items():
             counted = torch.where(frozen > 0, torch.zeros_like(value), value)
             self.sums[name] = self.sums[name] + counted if name in self.sums else counted

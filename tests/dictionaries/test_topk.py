@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_tools.dictionaries import StepOutput, TopKDictionary
-from sae_tools.dictionaries.sparse import Support, decode_at, encode_at
-from sae_tools.dictionaries.topk import top_dead_counted, top_dead_fixed
+from sae_tools.dictionaries.sparse import Pairs, decode_at, preactivations_at
+from sae_tools.dictionaries.sparse.select import _top_dead
 
 NAMES = ("encoder", "b_enc", "W_dec", "b_dec")
 
@@ -121,17 +121,15 @@ def test_relu_comes_after_topk() -> None:
 def test_both_searches_for_dead_features_agree() -> None:
     """Off the CPU the auxiliary loss has fixed shapes and a mask; the loss is the same."""
     pre = make(8, 40, 4).pre_activations(rows(50, 8)).detach()
-    for n_dead in (0, 1, 3, 6, 20, 40):
+    for n_dead in (1, 3, 6, 20, 40):
         dead = torch.arange(40) < n_dead
-        counted, fixed = top_dead_counted(pre, dead, 6), top_dead_fixed(pre, dead, 6)
-        assert fixed.values.shape == (50, 6)
-        alive = fixed.values > -torch.inf
-        assert (fixed.indices[alive] < n_dead).all() and (alive.sum(-1) == min(6, n_dead)).all()
-        assert (counted is None) == (n_dead == 0)
-        if counted is not None:
-            assert torch.equal(pre.gather(1, counted.indices), counted.values)
-            ours = counted.values.sort(-1).values
-            assert torch.equal(ours, fixed.values.sort(-1).values[:, -min(6, n_dead) :])
+        counted, counted_indices = _top_dead(pre, dead, dead.nonzero().squeeze(1), 6)
+        fixed, indices = _top_dead(pre, dead, None, 6)
+        assert fixed.shape == (50, 6)
+        alive = fixed > -torch.inf
+        assert (indices[alive] < n_dead).all() and (alive.sum(-1) == min(6, n_dead)).all()
+        assert torch.equal(pre.gather(1, counted_indices.long()), counted)
+        assert torch.equal(counted.sort(-1).values, fixed.sort(-1).values[:, -min(6, n_dead) :])
 
 
 def test_pre_activations_at_minus_infinity_stand_for_nothing() -> None:
@@ -142,11 +140,10 @@ def test_pre_activations_at_minus_infinity_stand_for_nothing() -> None:
     cut[:, 4:] = -torch.inf
 
     def gradient(values: Tensor, indices: Tensor) -> tuple[Tensor, ...]:
-        support = Support(indices, 20)
-        v = encode_at(
-            values, x - dictionary.b_dec.detach(), dictionary.encoder, dictionary.b_enc, dictionary.b_dec, support
-        )
-        return gradients(dictionary, (x - decode_at(v, dictionary.W_dec, support)).pow(2).sum())
+        pairs, centred = Pairs.of_rows(indices, 20), x - dictionary.b_dec.detach()
+        parameters = (dictionary.encoder, dictionary.b_enc, dictionary.b_dec)
+        v = preactivations_at(values.flatten(), centred, *parameters, pairs).relu()
+        return gradients(dictionary, (x - decode_at(v, dictionary.W_dec, pairs)).pow(2).sum())
 
     for a, b in zip(gradient(cut, indices), gradient(values[:, :4], indices[:, :4]), strict=True):
         assert torch.isfinite(a).all() and torch.allclose(a, b)

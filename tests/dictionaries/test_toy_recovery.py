@@ -37,7 +37,8 @@ def train(architecture: Any, l1: float, lr: float, steps: int) -> tuple[Dictiona
         for parameter, gradient in zip(dictionary.parameters(), gradients, strict=True):
             parameter.grad = gradient
         if dictionary.unit_decoder:
-            remove_parallel_gradient_(dictionary)
+            assert dictionary.W_dec.grad is not None
+            remove_parallel_gradient_(dictionary.W_dec.grad, dictionary.W_dec.detach())
         optimiser.step()
         if dictionary.unit_decoder:
             normalise_decoder_(dictionary)

@@ -1,0 +1,64 @@
+"""The objective on all features: the reference for the sparse path, and faster where much of a dictionary is active.
+
+Rows come in micro-batches here too; their gradients are added up, so that nothing of size rows x d_sae outlives one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae_tools.dictionaries.sparse.select import micro_batch_rows
+
+
+class _WithGradients(torch.autograd.Function):
+    """A number whose gradients are known already."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Tensor, gradients: list[Tensor], *parameters: Tensor):
+        ctx.gradients = gradients
+        return loss.view_as(loss)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        return None, None, *(grads[0] * gradient for gradient in ctx.gradients)
+
+
+def dense_gradients(
+    objective: Callable[[Tensor, Tensor], tuple[Float[Tensor, ""], dict[str, Tensor]]],
+    x: Float[Tensor, "rows d_in"],
+    encoder: nn.Parameter,
+    b_enc: nn.Parameter,
+    b_dec: nn.Parameter,
+    others: list[nn.Parameter],
+) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
+    """(loss, terms) of `objective(z, rows of x)`, added up over micro-batches; the loss is differentiable in encoder,
+    b_enc, b_dec and `others` (what else the objective reads).
+
+    z: pre-activations (x - b_dec) W_enc + b_enc of all features. terms: tensors to be added up, detached.
+    """
+    total, terms = x.new_zeros(()), {}
+    gradients = [torch.zeros_like(p) for p in (encoder, b_enc, b_dec, *others)]
+    for part in x.split(micro_batch_rows(len(encoder))):
+        with torch.no_grad():
+            centred = part - b_dec
+            z = torch.addmm(b_enc, centred, encoder.T)
+        z.requires_grad_()
+        with torch.enable_grad():
+            loss, parts = objective(z, part)
+            g, g_bias, *g_others = torch.autograd.grad(loss, [z, b_dec, *others], materialize_grads=True)
+        with torch.no_grad():
+            per_feature = g.sum(0)
+            gradients[0].addmm_(g.T, centred)
+            gradients[1].add_(per_feature)
+            gradients[2].add_(g_bias).sub_(per_feature @ encoder)
+            for gradient, more in zip(gradients[3:], g_others, strict=True):
+                gradient.add_(more)
+            total += loss.detach()
+            for name, value in parts.items():
+                terms[name] = terms[name] + value if name in terms else value
+    return _WithGradients.apply(total, gradients, encoder, b_enc, b_dec, *others), terms

@@ -1,0 +1,95 @@
+"""The kernels in plain PyTorch: the reference for the others, and the path of devices that have none of their own.
+
+Pairs of a row and an active feature come grouped by row: `offsets` [rows + 1] says where each row's `features` begin.
+Any floating dtype, any device. Every kernel has the same name, arguments and result in `numba_kernels.py` (CPU) and
+`triton_kernels.py` (CUDA).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+GATHERED_BYTES = 64 * 2**20
+"""Vectors gathered at a time, where a product of pairs has to gather them."""
+
+
+class ByFeature(NamedTuple):
+    """Pairs sorted by feature, those of one feature in the order of their rows."""
+
+    order: Int[Tensor, " pairs"]
+    """Position of each pair among the pairs grouped by row."""
+    rows: Int[Tensor, " pairs"]
+    starts: Int[Tensor, " starts"]
+    """Where each feature's pairs begin."""
+
+
+def top_k(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+    """The k largest of each row, in any order, and their columns (int32, none twice)."""
+    values, indices = pre.topk(k, dim=-1, sorted=False)
+    return values, indices.int()
+
+
+def above(
+    pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]
+) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
+    """(offsets, features, values) of the entries that are larger than their column's threshold. Their number depends on
+    the data: on an accelerator this waits for the device."""
+    mask = pre > threshold
+    offsets = F.pad(mask.sum(-1).cumsum(0), (1, 0)).int()
+    return offsets, mask.nonzero()[:, 1].int(), pre[mask]
+
+
+def count_above(pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]) -> int:
+    """How many entries `above` would find."""
+    return int((pre > threshold).sum())
+
+
+def row_of_pairs(offsets: Int[Tensor, " bounds"], pairs: int) -> Int[Tensor, " pairs"]:
+    """The row of each pair, int64."""
+    rows = torch.arange(len(offsets) - 1, device=offsets.device)
+    return torch.repeat_interleave(rows, offsets.diff(), output_size=pairs)
+
+
+def dots(
+    offsets: Int[Tensor, " bounds"],
+    features: Int[Tensor, " pairs"],
+    a: Float[Tensor, "rows d"],
+    b: Float[Tensor, "d_sae d"],
+) -> Float[Tensor, " pairs"]:
+    """<a of the pair's row, b of its feature> for each pair."""
+    rows = row_of_pairs(offsets, len(features))
+    chunk = max(1, GATHERED_BYTES // max(1, a.shape[1] * a.element_size()))
+    parts = [torch.linalg.vecdot(a[r], b[f]) for r, f in zip(rows.split(chunk), features.split(chunk), strict=True)]
+    return torch.cat(parts) if parts else a.new_zeros(0)
+
+
+def sum_by_row(
+    offsets: Int[Tensor, " bounds"],
+    features: Int[Tensor, " pairs"],
+    weights: Float[Tensor, " pairs"],
+    vectors: Float[Tensor, "d_sae d"],
+) -> Float[Tensor, "rows d"]:
+    """Σ weight · vector of its feature, over the pairs of each row."""
+    return F.embedding_bag(features, vectors, offsets, per_sample_weights=weights, mode="sum", include_last_offset=True)
+
+
+def by_feature(offsets: Int[Tensor, " bounds"], features: Int[Tensor, " pairs"], d_sae: int) -> ByFeature:
+    """The pairs sorted by feature, stable."""
+    ordered, order = torch.sort(features, stable=True)
+    bounds = torch.arange(d_sae + 1, device=features.device, dtype=features.dtype)
+    starts = torch.searchsorted(ordered, bounds).int()
+    return ByFeature(order, row_of_pairs(offsets, len(features))[order].int(), starts)
+
+
+def sum_by_feature(
+    pairs: ByFeature, weights: Float[Tensor, " pairs"], vectors: Float[Tensor, "rows d"]
+) -> Float[Tensor, "d_sae d"]:
+    """Σ weight · vector of its row, over the pairs of each feature; weights in the order of the rows."""
+    return F.embedding_bag(
+        pairs.rows, vectors, pairs.starts, per_sample_weights=weights[pairs.order], mode="sum", include_last_offset=True
+    )
