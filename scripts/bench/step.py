@@ -31,12 +31,12 @@ if __name__ == "__main__":
     environment.enter()
 
 import torch
-
 from contenders.build import builder, names, product
 from contenders.ours import Missing
 from contenders.start import BENCHES, Contender, Setting, make_start
 from measure import peak
 from measure.timing import interleave, paired_ratio, spread
+
 from sae_tools.memory import keep_freed_memory
 
 MEMORY_STEPS = 3

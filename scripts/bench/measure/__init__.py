@@ -1,1 +1,1 @@
-"""What the benchmarks share: the peers' environment, interleaved timing, peak memory, the machine, the results' files."""
+"""What benchmarks share: the peers' environment, interleaved timing, peak memory, the machine, the results' files."""

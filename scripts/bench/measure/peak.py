@@ -57,7 +57,7 @@ def _rusage() -> int:
 
 
 def forked(work: Callable[[], object]) -> object:
-    """What `work` returns, run in a fork of this process: what it takes is gone afterwards, what was imported is shared.
+    """What `work` returns, run in a fork of this process: what it takes is given back, what was imported is shared.
 
     Call it before this process has computed anything on several threads, which do not survive a fork.
     Raises RuntimeError with the traceback where `work` raises or the process dies.
