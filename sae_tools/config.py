@@ -195,6 +195,10 @@ class TrainingConfig(Section):
     """Rows from which centres, scales and initial biases are estimated before training (they are trained on too)."""
     checkpoints: int = Field(default=4, ge=1)
     """Checkpoints written, evenly spaced, the last at the end; one more at the start."""
+    selection: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the product from which TopK chooses candidates. bfloat16 chooses some more than k, evaluates these
+    in float32 and keeps the k largest; `auto` does so where the hardware multiplies bfloat16 faster (CPUs with
+    avx512_bf16 or AMX, GPUs). Everything else is float32. Bit-for-bit equality holds for equal precision."""
     device: str = "auto"
     """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, …"""
     threads: int | None = Field(default=None, ge=1)

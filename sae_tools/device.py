@@ -20,3 +20,19 @@ def pick_device(name: str | torch.device, setting: str = "device") -> torch.devi
             f"{setting}: {name} was asked for, but there are {torch.cuda.device_count()} CUDA devices here."
         )
     return device
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has products of bfloat16 that are faster than those of float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu":
+        return False
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def allow_tf32(device: torch.device) -> None:
+    """Lets a GPU multiply float32 matrices in TF32 (10 bits of mantissa, float32 sums); a CPU has no such thing."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")

@@ -6,6 +6,7 @@ import time
 from typing import Protocol
 
 from sae_tools.config import ReLUConfig
+from sae_tools.device import allow_tf32
 from sae_tools.training.checkpoint import save_checkpoint
 from sae_tools.training.guard import Guard, NonFiniteError
 from sae_tools.training.job import Job
@@ -31,6 +32,7 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
     checkpoints = set(evenly_spaced(cfg.training.checkpoints, steps))
     windows = {step: i for i, step in enumerate(evenly_spaced(cfg.tracking.density_windows, steps))}
     guard = Guard(len(job.trainees), job.device)
+    allow_tf32(job.device)
     clock = Clock()
     if job.step == 0 and not job.has_checkpoint:
         save_checkpoint(job)

@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_tools.config import DictionaryConfig, ReLUConfig, TopKConfig, TrainingConfig
+from sae_tools.device import multiplies_bfloat16
 from sae_tools.dictionaries import Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
@@ -40,6 +41,8 @@ class Trainee:
         self.training = training
         self.space = space
         self.dictionary = dictionary
+        auto = "bfloat16" if multiplies_bfloat16(dictionary.b_dec.device) else "float32"
+        dictionary.selection_precision = auto if training.selection == "auto" else training.selection
         self.variance = variance.to(dictionary.b_dec.device)
         self.base_lr = cfg.lr or training.lr
         self.optimiser = torch.optim.Adam(
