@@ -126,6 +126,22 @@ class TopKConfig(Section):
     """A feature that fired on none of this many tokens counts as dead for AuxK."""
 
 
+class BatchTopKConfig(Section):
+    """The k largest pre-activations per row on average, over the whole batch (Bussmann et al. 2024, arXiv 2412.06410).
+    After training a feature fires above one threshold, the average of the smallest activation that batches kept."""
+
+    kind: Literal["batchtopk"] = "batchtopk"
+    k: int = Field(default=32, ge=1)
+    """Features that fire per row, on average over a batch."""
+    aux_k: int | None = Field(default=None, ge=1)
+    """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
+    aux_coefficient: float = Field(default=1 / 32, ge=0)
+    dead_after_tokens: int = Field(default=1_000_000, ge=1)
+    """A feature that fired on none of this many tokens counts as dead for AuxK."""
+    threshold_rate: float = Field(default=0.01, gt=0, le=1)
+    """How far each batch moves the threshold towards the smallest activation that it kept."""
+
+
 class ReLUConfig(Section):
     """ReLU with an L1 penalty. Loss: squared error summed over dimensions and l1 summed over features, both averaged
     over tokens."""
@@ -145,12 +161,37 @@ class ReLUConfig(Section):
     """Rows whose loss decides which inputs the resampled features start from."""
 
 
+class JumpReLUConfig(Section):
+    """A feature fires above a threshold of its own, which is learned by a straight-through estimator (Rajamanoharan et
+    al. 2024, arXiv 2407.14435). Loss: squared error summed over dimensions and l0_coefficient times the penalty, both
+    averaged over tokens; decoder rows kept at norm 1. Names and penalties are SAELens's."""
+
+    kind: Literal["jumprelu"] = "jumprelu"
+    penalty: Literal["step", "quadratic"] = "step"
+    """`step`: L0, the number of features that fire on a token; `quadratic`: 2 (L0 - target_l0)² / target_l0."""
+    l0_coefficient: float = Field(default=1.0, ge=0)
+    """Of the penalty, on rows whose mean squared norm is their dimension."""
+    l0_warmup_steps: int = Field(default=0, ge=0)
+    """Steps over which the coefficient rises linearly from 0."""
+    target_l0: float | None = Field(default=None, gt=0)
+    """Features per token that the quadratic penalty asks for."""
+    init_threshold: float = Field(default=0.01, ge=0)
+    bandwidth: float = Field(default=0.05, gt=0)
+    """Width of the window around a threshold in which pre-activations tell which way to move it."""
+    dead_after_tokens: int = Field(default=1_000_000, ge=1)
+    """A feature that fired on none of this many tokens counts as dead in the metrics."""
+
+
 def _architecture_kind(v: Any) -> str:
     return v.get("kind", "topk") if isinstance(v, dict) else getattr(v, "kind", "topk")
 
 
 ArchitectureConfig = Annotated[
-    Annotated[TopKConfig, Tag("topk")] | Annotated[ReLUConfig, Tag("relu")], Discriminator(_architecture_kind)
+    Annotated[TopKConfig, Tag("topk")]
+    | Annotated[BatchTopKConfig, Tag("batchtopk")]
+    | Annotated[ReLUConfig, Tag("relu")]
+    | Annotated[JumpReLUConfig, Tag("jumprelu")],
+    Discriminator(_architecture_kind),
 ]
 
 
@@ -171,9 +212,21 @@ class DictionaryConfig(Section):
     """Learning rate of this dictionary; null: training.lr."""
 
     @model_validator(mode="after")
-    def _k_fits(self) -> DictionaryConfig:
-        if isinstance(self.architecture, TopKConfig) and self.architecture.k > self.d_sae:
-            raise ValueError(f"architecture.k is {self.architecture.k}, more than its d_sae of {self.d_sae} features")
+    def _features_suffice(self) -> DictionaryConfig:
+        for key in ("k", "target_l0"):
+            wanted = getattr(self.architecture, key, None)
+            if wanted is not None and wanted > self.d_sae:
+                raise ValueError(f"architecture.{key} is {wanted:g}, more than its d_sae of {self.d_sae} features")
+        return self
+
+    @model_validator(mode="after")
+    def _target_is_said(self) -> DictionaryConfig:
+        architecture = self.architecture
+        if isinstance(architecture, JumpReLUConfig):
+            if architecture.penalty == "quadratic" and architecture.target_l0 is None:
+                raise ValueError("architecture.penalty is quadratic, and architecture.target_l0 is missing")
+            if architecture.penalty == "step" and architecture.target_l0 is not None:
+                raise ValueError("architecture.target_l0 is for architecture.penalty quadratic")
         return self
 
 

@@ -36,7 +36,7 @@ class StepOutput(NamedTuple):
     """The objective, averaged over rows; differentiable in every parameter."""
     terms: dict[str, Float[Tensor, ""]]
     """Its parts, detached: `squared_error` (summed over dimensions, mean over rows), `l0` (features that fired per
-    row), and per architecture `aux` or `l1`, both without their coefficient."""
+    row), and per architecture `aux`, `l1` or `l0_penalty`, without their coefficient, and `smallest_active`."""
     fired: Int[Tensor, " d_sae"]
     """On how many of the rows each feature was > 0, int64."""
 
@@ -59,6 +59,8 @@ class Objective(NamedTuple):
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     """Parts of the loss that it names, without their coefficient, detached."""
+    batch: dict[str, Float[Tensor, ""]] = {}
+    """Terms that are no sums over rows, of an objective that is only ever asked about the whole batch."""
 
 
 class Dictionary(nn.Module, ABC):
@@ -144,7 +146,7 @@ class Dictionary(nn.Module, ABC):
             return self._losses_on_all(x, l1)
         on = OnPairs(selected.active.pairs)
         found = self.objective(self._differentiable(selected.active, centred), on, x, l1)
-        loss, terms = found.loss / len(x), self._terms(found, len(x))
+        loss, terms = found.loss / len(x), self._terms(found, len(x)) | found.batch
         if self.aux_coefficient > 0:
             terms["aux"] = aux = torch.zeros_like(loss)
             if selected.dead is not None:
@@ -177,6 +179,12 @@ class Dictionary(nn.Module, ABC):
         """‖e - ê‖², mean over rows: what dead features, through the decoder without its bias, make of the error e."""
         f = self._differentiable(dead, centred).relu()
         return (error - OnPairs(dead.pairs).decode(f, self.W_dec)).pow(2).sum() / len(error)
+
+    def after_step_(self, terms: dict[str, Float[Tensor, ""]], frozen: Float[Tensor, ""]) -> None:
+        """What an architecture changes of itself once the optimiser has taken a step; nothing where `frozen` is 1.
+
+        terms: of the step, as `losses` gave them. Nothing is synchronised with an accelerator.
+        """
 
     @torch.no_grad()
     def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.config import DictionaryConfig, TopKConfig
+from sae_tools.config import BatchTopKConfig, DictionaryConfig, JumpReLUConfig, TopKConfig
 from sae_tools.dictionaries.base import Dictionary
+from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
+from sae_tools.dictionaries.jumprelu import JumpReLUDictionary
 from sae_tools.dictionaries.median import geometric_median
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
@@ -32,7 +34,7 @@ def build_dictionary(
     Decoder rows start as random directions of norm 1. The encoder starts as their copy (`tied`), or, like the decoder's
     directions then, uniform within ±1/sqrt(dim) (`kaiming`, torch's default for a linear layer). b_enc starts at zero.
 
-    Raises UserError for k or aux_k above d_sae (see `TopKDictionary`).
+    Raises UserError for k, aux_k or target_l0 above d_sae.
     """
     d_sae, architecture = cfg.d_sae, cfg.architecture
 
@@ -50,6 +52,22 @@ def build_dictionary(
     if isinstance(architecture, TopKConfig):
         return TopKDictionary(
             *tensors, k=architecture.k, aux_k=architecture.aux_k, aux_coefficient=architecture.aux_coefficient
+        )
+    if isinstance(architecture, BatchTopKConfig):
+        return BatchTopKDictionary(
+            *tensors,
+            k=architecture.k,
+            aux_k=architecture.aux_k,
+            aux_coefficient=architecture.aux_coefficient,
+            threshold_rate=architecture.threshold_rate,
+        )
+    if isinstance(architecture, JumpReLUConfig):
+        return JumpReLUDictionary(
+            *tensors,
+            torch.full((d_sae,), architecture.init_threshold),
+            bandwidth=architecture.bandwidth,
+            penalty=architecture.penalty,
+            target_l0=architecture.target_l0,
         )
     return ReLUDictionary(*tensors, form=architecture.form)
 

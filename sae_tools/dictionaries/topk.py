@@ -35,11 +35,8 @@ class TopKDictionary(Dictionary):
     ):
         """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
         super().__init__(encoder, b_enc, W_dec, b_dec)
-        for key, value in (("k", k), ("aux_k", aux_k)):
-            if value is not None and not 1 <= value <= self.d_sae:
-                raise UserError(f"architecture.{key} is {value}, but must be between 1 and d_sae = {self.d_sae}.")
         self.k = k
-        self.aux_k = min(self.d_sae, max(1, self.d_in // 2)) if aux_k is None else aux_k
+        self.aux_k = checked_aux_k(k, aux_k, self.d_in, self.d_sae)
         self.aux_coefficient = aux_coefficient
 
     def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Codes:
@@ -69,3 +66,11 @@ class TopKDictionary(Dictionary):
         f = z.relu()
         error = x - self.b_dec - on.decode(f, self.W_dec)
         return Objective(f, error, error.pow(2).sum(), {})
+
+
+def checked_aux_k(k: int, aux_k: int | None, d_in: int, d_sae: int) -> int:
+    """aux_k, or its default where it is None. Raises UserError where k or aux_k is not between 1 and d_sae."""
+    for key, value in (("k", k), ("aux_k", aux_k)):
+        if value is not None and not 1 <= value <= d_sae:
+            raise UserError(f"architecture.{key} is {value}, but must be between 1 and d_sae = {d_sae}.")
+    return min(d_sae, max(1, d_in // 2)) if aux_k is None else aux_k

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from sae_tools.activations.harvest import Harvester
 from sae_tools.analysis.fidelity import LOGIT_BYTES
-from sae_tools.config import DictionaryConfig, JobConfig, TopKConfig
+from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpReLUConfig, TopKConfig
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.models.load import DTYPES, LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
@@ -129,7 +129,9 @@ def dictionary_cost(cfg: DictionaryConfig, dim: int, job: JobConfig, device: tor
     batch, d_sae = job.training.batch_size, cfg.d_sae
     parameters = 2 * dim * d_sae + d_sae + dim
     product = 2 * dim * d_sae
-    if isinstance(cfg.architecture, TopKConfig):
+    if isinstance(cfg.architecture, JumpReLUConfig):
+        parameters += d_sae
+    if isinstance(cfg.architecture, TopKConfig | BatchTopKConfig):
         # The encoder's product over all features; decoding and the three gradients over the active ones.
         flops = product + 4 * (2 * dim * cfg.architecture.k)
         dense = 1
@@ -152,9 +154,10 @@ def time_harvest(cfg: JobConfig, model: LanguageModel, harvester: Harvester) -> 
 
 def time_step(cfg: DictionaryConfig, dim: int, batch: int, device: torch.device) -> float:
     """Seconds of one training step on `batch` random rows, scaled up from `PROBE_FEATURES` features."""
-    probe = min(cfg.d_sae, max(PROBE_FEATURES, getattr(cfg.architecture, "k", 1)))
     architecture = cfg.architecture
-    if isinstance(architecture, TopKConfig):
+    needed = getattr(architecture, "k", None) or getattr(architecture, "target_l0", None) or 1
+    probe = min(cfg.d_sae, max(PROBE_FEATURES, math.ceil(needed)))
+    if isinstance(architecture, TopKConfig | BatchTopKConfig):
         architecture = architecture.model_copy(update={"aux_k": min(architecture.aux_k or 1, probe)})
     small = cfg.model_copy(update={"d_sae": probe, "b_dec_init": "zero", "architecture": architecture})
     x = torch.randn(min(batch, 1024), dim, generator=generator(0, "estimate", dim))

@@ -6,7 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.config import DictionaryConfig, ReLUConfig, TopKConfig, TrainingConfig
+from sae_tools.config import (
+    BatchTopKConfig,
+    DictionaryConfig,
+    JumpReLUConfig,
+    ReLUConfig,
+    TopKConfig,
+    TrainingConfig,
+)
 from sae_tools.device import multiplies_bfloat16
 from sae_tools.dictionaries import Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
@@ -59,12 +66,14 @@ class Trainee:
         """Gradients for the update that follows `step` completed ones."""
         architecture = self.cfg.architecture
         dead, l1 = None, 0.0
-        if isinstance(architecture, TopKConfig):
+        if isinstance(architecture, TopKConfig | BatchTopKConfig):
             tokens = step * self.training.batch_size
             if architecture.aux_coefficient > 0 and tokens >= architecture.dead_after_tokens:
                 dead = self.density.dead(tokens, architecture.dead_after_tokens)
         elif isinstance(architecture, ReLUConfig):
             l1 = architecture.l1 * l1_factor(step, architecture.l1_warmup_steps)
+        elif isinstance(architecture, JumpReLUConfig):
+            l1 = architecture.l0_coefficient * l1_factor(step, architecture.l0_warmup_steps)
         return training_step(self.dictionary, x, dead=dead, l1=l1)
 
     @torch.no_grad()
@@ -86,6 +95,7 @@ class Trainee:
             parameter.grad = None
         if self.dictionary.unit_decoder:
             normalise_decoder_(self.dictionary, frozen)
+        self.dictionary.after_step_(proposal.terms, frozen)
         live = (1 - frozen).long()
         self.density.update(proposal.fired * live, n_rows * live)
         steps_counted = torch.ones_like(proposal.loss)
@@ -109,6 +119,7 @@ class Trainee:
     def tensors(self) -> dict[str, Tensor]:
         """All that a resumed run needs beyond the space and the configuration."""
         state = {f"parameter.{name}": p.detach() for name, p in self.dictionary.named_parameters()}
+        state |= {f"buffer.{name}": value for name, value in self.dictionary.named_buffers()}
         for name, parameter in self.dictionary.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 state[f"adam.{name}.{key}"] = value
@@ -130,6 +141,8 @@ class Trainee:
             }
             if not self.optimiser.state[parameter]:
                 del self.optimiser.state[parameter]
+        for name, value in self.dictionary.named_buffers():
+            value.copy_(state[f"buffer.{name}"])
         self.density.load_state({k.removeprefix("density."): v for k, v in state.items() if k.startswith("density.")})
         device = self.dictionary.b_dec.device
         self.sums = {k.removeprefix("sums."): v.to(device) for k, v in state.items() if k.startswith("sums.")}
