@@ -17,17 +17,18 @@ import os
 import shutil
 import statistics
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import torch
+from measure.timing import interleave, paired_ratio
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from sae_tools.activations.harvest import Harvester
 from sae_tools.config import RowsConfig
+from sae_tools.memory import keep_freed_memory
 from sae_tools.models.load import load_model
 from sae_tools.models.sites import resolve_site
 from sae_tools.rows import Contexts
@@ -54,6 +55,27 @@ def bare_layers(folder: str, last: int) -> Callable[[torch.Tensor], object]:
     return lambda tokens: base(tokens, use_cache=False)
 
 
+def compare(folder: str, site_name: str, contexts: int, length: int, rounds: int) -> dict[str, list[float]]:
+    """Seconds of every round, by way, for `contexts` contexts of `length` random tokens."""
+    model = load_model(Path(folder))
+    site = resolve_site(model, site_name)
+    harvester = Harvester(model, [site], RowsConfig())
+    tokens = torch.randint(1, model.d_vocab, (contexts, length), generator=torch.Generator().manual_seed(0))
+    given = Contexts(tokens, torch.zeros_like(tokens))
+    bare = bare_layers(folder, site.layer)
+
+    def bridge() -> None:
+        model.bridge.run_with_cache(tokens, names_filter=[site.hook_name], stop_at_layer=site.layer + 1)
+
+    ways: dict[str, Callable[[], object]] = {
+        "bare": lambda: bare(tokens),
+        "harvest": lambda: harvester.harvest(given),
+        "bridge": bridge,
+    }
+    with torch.no_grad():
+        return interleave(ways, rounds)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a Hugging Face folder; default: random weights of --shape")
@@ -66,38 +88,15 @@ def main() -> None:
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
+    keep_freed_memory()
     torch.manual_seed(0)
-
     folder = args.model or random_model(args.shape)
-    model = load_model(Path(folder))
-    site = resolve_site(model, args.site)
-    harvester = Harvester(model, [site], RowsConfig())
-    tokens = torch.randint(1, model.d_vocab, (args.contexts, args.length))
-    contexts = Contexts(tokens, torch.zeros_like(tokens))
-    bare = bare_layers(folder, site.layer)
-
-    def bridge() -> None:
-        model.bridge.run_with_cache(tokens, names_filter=[site.hook_name], stop_at_layer=site.layer + 1)
-
-    ways: dict[str, Callable[[], object]] = {
-        "bare": lambda: bare(tokens),
-        "harvest": lambda: harvester.harvest(contexts),
-        "bridge": bridge,
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    with torch.no_grad():
-        for way in ways.values():
-            way()
-        for _ in range(args.rounds):
-            for name, way in ways.items():
-                start = time.perf_counter()
-                way()
-                seconds[name].append(time.perf_counter() - start)
-
-    print(f"{folder}: {site.name}, {args.contexts} x {args.length} tokens, {torch.get_num_threads()} threads")
+    seconds = compare(folder, args.site, args.contexts, args.length, args.rounds)
+    tokens = args.contexts * args.length
+    print(f"{folder}: {args.site}, {args.contexts} x {args.length} tokens, {torch.get_num_threads()} threads")
     for name, times in seconds.items():
-        ratio = statistics.median(b / t for b, t in zip(seconds["bare"], times, strict=True))
-        print(f"{name:8} {tokens.numel() / statistics.median(times):10,.0f} tokens/s   {ratio:.2f} of bare")
+        ratio = paired_ratio(seconds["bare"], times)
+        print(f"{name:8} {tokens / statistics.median(times):10,.0f} tokens/s   {ratio:.2f} of bare")
 
 
 if __name__ == "__main__":
