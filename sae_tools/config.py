@@ -289,6 +289,9 @@ class JobConfig(Section):
     data: DataConfig = DataConfig()
     rows: RowsConfig = RowsConfig()
     buffer: BufferConfig = BufferConfig()
+    store: str | None = None
+    """A folder written by `sae-store`, from which training reads its rows instead of running the model; model, data and
+    rows must be those that it was written with. `buffer.rows` of it are in memory at a time."""
     dictionaries: dict[Name, DictionaryConfig] = Field(min_length=1)
     training: TrainingConfig = TrainingConfig()
     tracking: TrackingConfig = TrackingConfig()

@@ -12,6 +12,7 @@ from rich.console import Group
 from rich.table import Table
 
 from sae_tools.activations.harvest import Harvester
+from sae_tools.activations.store_reader import StoreReader
 from sae_tools.analysis.fidelity import LOGIT_BYTES
 from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpReLUConfig, TopKConfig
 from sae_tools.dictionaries import build_dictionary
@@ -19,7 +20,8 @@ from sae_tools.models.load import DTYPES, LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
 from sae_tools.rows import Contexts
 from sae_tools.seeds import generator
-from sae_tools.training.job import open_harvester, open_model, row_bytes
+from sae_tools.training.from_store import open_reader, open_store
+from sae_tools.training.job import open_harvester, open_model, open_stream, row_bytes
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.step import training_step
 
@@ -80,7 +82,7 @@ class Estimate:
         for heading in ("", "parameters", "FLOPs / token", "memory", "tokens / s"):
             table.add_column(heading, justify="left" if not heading else "right")
         table.add_row(
-            "language model (harvest)",
+            "language model (harvest)" if self.harvest_flops_per_token else "rows from the store",
             f"{self.model_parameters:,}",
             quantity(self.harvest_flops_per_token),
             size(self.model_bytes),
@@ -101,23 +103,32 @@ class Estimate:
 
 
 def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate:
-    """Loads the model (no data), times a forward pass on random tokens and a small step of every dictionary.
+    """Loads the model (no data), times a forward pass on random tokens, or reading a window of the job's store, and a
+    small step of every dictionary.
 
-    Raises UserError for everything about model and sites that `sae-train` would refuse.
+    Raises UserError for everything about model, sites and store that `sae-train` would refuse.
     """
     device, model, sites = open_model(cfg, model)
     harvester = open_harvester(cfg, model, list(sites.values()))
     rows = max(1, cfg.buffer.rows // cfg.training.batch_size) * cfg.training.batch_size
-    per_row = row_bytes(harvester, DTYPES[cfg.model.dtype].itemsize)
+    buffer_bytes = rows * row_bytes(harvester, DTYPES[cfg.model.dtype].itemsize)
+    flops = harvester.flops_per_token(cfg.data.context_length)
+    if cfg.store is not None:
+        store = open_store(cfg, model, sites, open_stream(cfg, model).fingerprint())
+        assert store is not None
+        reader = open_reader(cfg, store, sites.values(), harvester.need_scale)
+        buffer_bytes, flops, harvest = reader.describe()["bytes"], 0, time_reading(reader)
+    else:
+        harvest = time_harvest(cfg, model, harvester)
     dims = {name: site.width for name, site in sites.items()}
     parameters = parameter_count(model.bridge)
     widest = max(dims.values())
     return Estimate(
         model_parameters=parameters,
         model_bytes=memory_bytes(model.bridge),
-        harvest_flops_per_token=harvester.flops_per_token(cfg.data.context_length),
-        harvest_seconds_per_token=time_harvest(cfg, model, harvester),
-        buffer_bytes=rows * per_row,
+        harvest_flops_per_token=flops,
+        harvest_seconds_per_token=harvest,
+        buffer_bytes=buffer_bytes,
         sample_bytes=cfg.training.estimate_rows * (2 * row_bytes(harvester, 4) + 4 * widest),
         logit_bytes=LOGITS_HELD * max(LOGIT_BYTES, 4 * model.d_vocab * cfg.data.context_length),
         dictionaries={name: dictionary_cost(d, dims[name], cfg, device) for name, d in cfg.dictionaries.items()},
@@ -150,6 +161,14 @@ def time_harvest(cfg: JobConfig, model: LanguageModel, harvester: Harvester) -> 
     contexts = Contexts(tokens, torch.zeros_like(tokens))
     kept = max(1, int(harvester.keep(tokens).sum()))
     return seconds_of(lambda: harvester.harvest(contexts), model.device) / kept
+
+
+def time_reading(reader: StoreReader) -> float:
+    """Seconds per row of a store, from one window: read from the disk, or from memory where the system has it there."""
+    start, rows = time.perf_counter(), 0
+    while rows < reader.window_rows:
+        rows += len(next(reader))
+    return (time.perf_counter() - start) / rows
 
 
 def time_step(cfg: DictionaryConfig, dim: int, batch: int, device: torch.device) -> float:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 
 from sae_tools.activations.buffer import ShuffleBuffer
 from sae_tools.activations.harvest import Harvester, collect_rows
+from sae_tools.activations.store import Store
+from sae_tools.activations.store_reader import StoreReader
 from sae_tools.analysis.corpus import open_heldout
 from sae_tools.config import DictionaryConfig, JobConfig
 from sae_tools.data.stream import ContextStream
@@ -21,6 +24,7 @@ from sae_tools.runs.directory import RunDirectory
 from sae_tools.seeds import generator
 from sae_tools.spaces import Root, build_space, check_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.from_store import estimates_need_scale, in_another_order, open_reader, stored_sample
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.trainee import Trainee
 
@@ -30,8 +34,10 @@ class Job:
     cfg: JobConfig
     run: RunDirectory
     model: LanguageModel
-    stream: ContextStream
-    buffer: ShuffleBuffer
+    stream: ContextStream | StoreReader
+    """What counts the passes over the text: the store's reader where there is one."""
+    buffer: ShuffleBuffer | StoreReader
+    """Where rows come from: the model, or a store."""
     trainees: list[Trainee]
     metrics: MetricsWriter
     device: torch.device
@@ -122,8 +128,12 @@ def open_harvester(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> H
     return Harvester(model, sites, cfg.rows, need_scale=any(needs_scale(d) for d in cfg.dictionaries.values()))
 
 
-def open_buffer(cfg: JobConfig, model: LanguageModel, sites: list[Site], stream: ContextStream) -> ShuffleBuffer:
-    """The buffer that turns the stream into batches of rows, on the CPU; nothing is read yet."""
+def open_buffer(
+    cfg: JobConfig, model: LanguageModel, sites: list[Site], stream: ContextStream, store: Store | None = None
+) -> ShuffleBuffer | StoreReader:
+    """Turns the stream into batches of rows, on the CPU, or reads them from a store; nothing is read yet."""
+    if store is not None:
+        return open_reader(cfg, store, sites, any(needs_scale(d) for d in cfg.dictionaries.values()))
     return ShuffleBuffer(
         stream,
         open_harvester(cfg, model, sites),
@@ -134,20 +144,34 @@ def open_buffer(cfg: JobConfig, model: LanguageModel, sites: list[Site], stream:
     )
 
 
-def estimation_rows(cfg: JobConfig, model: LanguageModel, sites: list[Site]) -> Rows:
-    """The first rows of the training text, from which centres, scales and initial biases are estimated.
+def estimation_rows(cfg: JobConfig, model: LanguageModel, sites: list[Site], store: Store | None = None) -> Rows:
+    """The first rows of the training text, or random ones of a store, from which centres, scales and initial biases are
+    estimated.
 
     They are read by a stream of their own, so training sees them too. The final norm's scale is read only where a
     space asks for it: it costs the whole forward pass.
     """
-    need_scale = any(d.space.kind == "logit_update" for d in cfg.dictionaries.values())
+    if store is not None:
+        return stored_sample(cfg, store, sites).to(model.device)
+    need_scale = estimates_need_scale(cfg.dictionaries.values())
     harvester = Harvester(model, sites, cfg.rows, need_scale=need_scale)
     return collect_rows(open_stream(cfg, model), harvester, cfg.training.estimate_rows)
 
 
-def build_trainees(cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], device: torch.device) -> list[Trainee]:
-    """Fresh trainees: spaces, initial biases and variances estimated on the first rows of the text."""
-    sample = estimation_rows(cfg, model, list(sites.values()))
+def rows_in_another_order(job: Job, site: Site, seed: int) -> Iterator[Rows]:
+    """The rows that training takes, endlessly and at one site only, in an order of their own given by `seed`."""
+    if isinstance(job.buffer, StoreReader):
+        yield from in_another_order(job.buffer, site, seed)
+    else:
+        harvester = open_harvester(job.cfg, job.model, [site])
+        yield from map(harvester.harvest, open_stream(job.cfg, job.model, seed=seed))
+
+
+def build_trainees(
+    cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], device: torch.device, store: Store | None = None
+) -> list[Trainee]:
+    """Fresh trainees: spaces, initial biases and variances estimated on some of the rows."""
+    sample = estimation_rows(cfg, model, list(sites.values()), store)
     wanted = any(dictionary.space.kind == "logit_update" for dictionary in cfg.dictionaries.values())
     root = logit_root(model) if wanted else None  # once for all
     return [build_trainee(name, cfg, model, sites[name], sample, root, device) for name in cfg.dictionaries]

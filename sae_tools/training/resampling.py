@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_tools.config import ReLUConfig
 from sae_tools.seeds import derived_seed, generator
-from sae_tools.training.job import Job, open_harvester, open_stream
+from sae_tools.training.job import Job, rows_in_another_order
 from sae_tools.training.resample import draw_rows, restart_features_
 from sae_tools.training.schedule import l1_factor
 from sae_tools.training.trainee import Trainee
@@ -45,13 +45,14 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
 def subset(job: Job, trainee: Trainee) -> Iterator[Float[Tensor, "rows d_in"]]:
     """The random subset of the training text, piece by piece, in the trainee's space; the same every time."""
     assert isinstance(trainee.cfg.architecture, ReLUConfig)
-    stream = open_stream(job.cfg, job.model, seed=derived_seed(job.cfg.seed, "resample", trainee.name, job.step))
-    harvester = open_harvester(job.cfg, job.model, [trainee.site])
+    seed = derived_seed(job.cfg.seed, "resample", trainee.name, job.step)
     left = trainee.cfg.architecture.resample_inputs
-    while left > 0:
-        rows = harvester.harvest(next(stream))[:left]
+    for rows in rows_in_another_order(job, trainee.site, seed):
+        rows = rows[:left]
         left -= len(rows)
         yield trainee.rows_in_space(rows.to(job.device))
+        if left <= 0:
+            return
 
 
 def pick(parts: Iterator[Float[Tensor, "rows d"]], index: Tensor) -> Float[Tensor, "picked d"]:

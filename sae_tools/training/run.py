@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from sae_tools.activations.store_reader import StoreReader
 from sae_tools.analysis.corpus import read_corpus
 from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
 from sae_tools.analysis.subject import Subject
@@ -80,6 +81,9 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
         console.print(
             f"  {trainee.name}: {d.d_sae:,} features in {space.kind} ({space.dim} dimensions) at {trainee.site.name}"
         )
+    if isinstance(job.buffer, StoreReader):
+        store = job.buffer.store
+        console.print(f"  rows: {store.rows:,} from {store.path} ({store.plan.dtype}, {store.bytes / 2**20:,.0f} MiB)")
     console.print(f"  buffer: {buffer['rows']:,} rows, {buffer['bytes'] / 2**20:,.0f} MiB")
 
 

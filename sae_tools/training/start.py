@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from sae_tools.activations.store import Store
+from sae_tools.activations.store_reader import StoreReader
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import config_differences, load_config
 from sae_tools.dictionaries import build_dictionary
@@ -20,6 +22,7 @@ from sae_tools.runs.tensors import load_tensors
 from sae_tools.seeds import generator
 from sae_tools.spaces import Space
 from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.from_store import open_store
 from sae_tools.training.job import (
     Job,
     build_trainees,
@@ -45,15 +48,17 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     device, model, sites = open_model(cfg, model)
     stream = open_stream(cfg, model)
     check_heldout(cfg, model)
-    cfg = cfg.model_copy(update={"provenance": provenance(model, stream.fingerprint())})
+    store = open_store(cfg, model, sites, stream.fingerprint())
+    cfg = cfg.model_copy(update={"provenance": provenance(model, stream.fingerprint(), store)})
     run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
     run.write_config(cfg)
     try:
-        trainees = build_trainees(cfg, model, sites, device)
+        trainees = build_trainees(cfg, model, sites, device, store)
     except UserError:
         run.remove_if_unused()
         raise
-    buffer = open_buffer(cfg, model, list(sites.values()), stream)
+    buffer = open_buffer(cfg, model, list(sites.values()), stream, store)
+    stream = buffer if isinstance(buffer, StoreReader) else stream
     return Job(cfg, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
 
 
@@ -69,12 +74,16 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
         _check_same(run, cfg, own)
     device, model, sites = open_model(own, model)
     stream = open_stream(own, model)
-    buffer = open_buffer(own, model, list(sites.values()), stream)
-    _check_provenance(run, own.provenance or {}, provenance(model, stream.fingerprint()))
+    before, fingerprint = own.provenance or {}, stream.fingerprint()
+    _check_provenance(run, before, provenance(model, fingerprint))
+    store = open_store(own, model, sites, fingerprint)
+    _check_provenance(run, before, provenance(model, fingerprint, store))
+    buffer = open_buffer(own, model, list(sites.values()), stream, store)
+    stream = buffer if isinstance(buffer, StoreReader) else stream
     state = run.newest_checkpoint()
     run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
-        trainees = build_trainees(own, model, sites, device)
+        trainees = build_trainees(own, model, sites, device, store)
         return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
     trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
     buffer.load_state_dict(state["data"])
@@ -82,11 +91,18 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     return Job(own, run, model, stream, buffer, trainees, metrics, device, step=state["step"], has_checkpoint=True)
 
 
-def provenance(model: LanguageModel, data_fingerprint: dict[str, Any]) -> dict[str, Any]:
-    """What a run was made from and with: the model, the data, the versions of what computes."""
+def provenance(model: LanguageModel, data_fingerprint: dict[str, Any], store: Store | None = None) -> dict[str, Any]:
+    """What a run was made from and with: the model, the data, the store if it read one, the versions of what
+    computes."""
+    made = {"model": model.describe(), "data": data_fingerprint, "versions": versions()}
+    if store is not None:
+        made["store"] = {"fingerprint": store.fingerprint, "rows": store.rows, "dtype": store.plan.dtype}
+    return made
+
+
+def versions() -> dict[str, str]:
     packages = ("sae_tools", "torch", "transformer_lens", "transformers", "tokenizers", "datasets", "numpy")
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-    return {"model": model.describe(), "data": data_fingerprint, "versions": versions}
+    return {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
 
 
 def _saved_trainee(
@@ -117,8 +133,8 @@ def _check_same(run: RunDirectory, cfg: JobConfig, own: JobConfig) -> None:
 
 def _check_provenance(run: RunDirectory, before: dict[str, Any], now: dict[str, Any]) -> None:
     """The same model and the same text, or the resumed run would not be the same run."""
-    for part, what in (("model", "language model"), ("data", "text")):
-        if before.get(part) != now[part]:
+    for part, what in (("model", "language model"), ("data", "text"), ("store", "activation store")):
+        if part in now and before.get(part) != now[part]:
             keys = [key for key in now[part] if (before.get(part) or {}).get(key) != now[part][key]]
             raise UserError(
                 f"{run.path} cannot be resumed: its {what} is not the one that it was started with "
