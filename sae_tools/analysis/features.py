@@ -35,7 +35,7 @@ from sae_tools.analysis.sources import Group, Source
 from sae_tools.analysis.subject import Subject
 from sae_tools.analysis.vocabulary import vocabulary
 from sae_tools.config_report import ReportConfig
-from sae_tools.dictionaries import ReLUDictionary, TopKDictionary
+from sae_tools.dictionaries import BatchTopKDictionary, JumpReLUDictionary, ReLUDictionary, TopKDictionary
 from sae_tools.errors import UserError
 from sae_tools.models.parameters import weights_fingerprint
 from sae_tools.runs import atomic
@@ -361,8 +361,12 @@ def architecture(subject: Subject) -> dict[str, Any]:
     dictionary = subject.dictionary
     if isinstance(dictionary, TopKDictionary):
         return {"architecture": "topk", "k": dictionary.k}
+    if isinstance(dictionary, BatchTopKDictionary):
+        return {"architecture": "batchtopk", "k": dictionary.k}
     if isinstance(dictionary, ReLUDictionary):
         return {"architecture": "relu"}
+    if isinstance(dictionary, JumpReLUDictionary):
+        return {"architecture": "jumprelu"}
     return {"architecture": type(dictionary).__name__}
 
 

@@ -52,7 +52,7 @@ class JumpReLUDictionary(Dictionary):
             raise UserError(f"architecture.target_l0 is {target_l0}, but must be above 0 and at most {self.d_sae}.")
         self.threshold = nn.Parameter(threshold)
         self.bandwidth = bandwidth
-        self.penalty = penalty
+        self.penalty: Literal["step", "quadratic"] = penalty
         self.target_l0 = target_l0
         self.unit_decoder = unit_decoder
 

@@ -16,6 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary
+from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
+from sae_tools.dictionaries.jumprelu import JumpReLUDictionary
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
 from sae_tools.errors import UserError
@@ -49,6 +51,7 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
     W_enc' = F W_enc, and b_enc' takes up what is left of (z - b_dec) W_enc + b_enc when (x - b_dec') W_enc' is
     subtracted, so that pre-activations are the same on every row. Features of a free decoder are first rescaled to
     decoder norm 1 in their own space, so activations always have that unit. space None: no change of coordinates.
+    Where features fire above a threshold, `threshold` [d_sae] is among them.
     """
     forward = lift = None
     b_dec, rest = dictionary.b_dec.double(), torch.zeros_like(dictionary.b_dec, dtype=torch.float64)
@@ -56,6 +59,7 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
         forward, lift = space.affine()
         b_dec = lift(b_dec)
         rest = forward(b_dec) - dictionary.b_dec
+    threshold = thresholds(dictionary)
     parts: dict[str, list[Tensor]] = {"encoder": [], "b_enc": [], "W_dec": []}
     for rows in torch.arange(dictionary.d_sae).split(CHUNK):  # of features: float64 copies stay small
         encoder, b_enc, W_dec = (t[rows].double() for t in (dictionary.encoder, dictionary.b_enc, dictionary.W_dec))
@@ -63,12 +67,23 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
             norms = W_dec.norm(dim=-1, keepdim=True)
             norms = torch.where(norms > 0, norms, 1.0)
             encoder, b_enc, W_dec = encoder * norms, b_enc * norms.squeeze(1), W_dec / norms
+            if threshold is not None:
+                threshold[rows] *= norms.squeeze(1)
         parts["b_enc"].append((b_enc + encoder @ rest).float().cpu())
         parts["encoder"].append((encoder if forward is None else forward.pull_back(encoder)).float().cpu())
         parts["W_dec"].append((W_dec if lift is None else lift.linear(W_dec)).float().cpu())
     folded = {name: torch.cat(tensors) for name, tensors in parts.items()}
     encoder = folded.pop("encoder")
+    if threshold is not None:
+        folded["threshold"] = threshold.float().cpu()
     return {**folded, "W_enc": encoder.T.contiguous(), "b_dec": b_dec.float().cpu()}
+
+
+def thresholds(dictionary: Dictionary) -> Tensor | None:
+    """float64 [d_sae], a copy: above which pre-activation each feature fires; None where that is not what decides."""
+    if isinstance(dictionary, BatchTopKDictionary | JumpReLUDictionary):
+        return dictionary.threshold.detach().double().expand(dictionary.d_sae).clone()
+    return None
 
 
 @torch.no_grad()
@@ -95,6 +110,23 @@ def unfold(dictionary: Dictionary, space: Space) -> Dictionary:
         return TopKDictionary(
             *tensors, k=dictionary.k, aux_k=dictionary.aux_k, aux_coefficient=dictionary.aux_coefficient
         )
+    if isinstance(dictionary, BatchTopKDictionary):
+        return BatchTopKDictionary(
+            *tensors,
+            k=dictionary.k,
+            aux_k=dictionary.aux_k,
+            aux_coefficient=dictionary.aux_coefficient,
+            threshold_rate=dictionary.threshold_rate,
+            threshold=dictionary.threshold.item(),
+        )
+    if isinstance(dictionary, JumpReLUDictionary):
+        return JumpReLUDictionary(
+            *tensors,
+            dictionary.threshold.detach().float().cpu().clone(),
+            bandwidth=dictionary.bandwidth,
+            penalty=dictionary.penalty,
+            target_l0=dictionary.target_l0,
+        )
     return ReLUDictionary(*tensors, form="unit-norm")  # fold has brought free decoders to norm 1
 
 
@@ -115,6 +147,8 @@ def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metad
     architecture: dict[str, Any] = {"architecture": "standard"}
     if isinstance(dictionary, TopKDictionary):
         architecture = {"architecture": "topk", "k": dictionary.k, "rescale_acts_by_decoder_norm": False}
+    elif "threshold" in tensors:
+        architecture = {"architecture": "jumprelu"}
     known = {
         "sae_lens_version": SAE_LENS_VERSION,
         "hook_name": space.site.hook_name if foldable else None,
@@ -148,27 +182,35 @@ def export_saelens(dictionary: Dictionary, space: Space, path: str | Path, metad
 
 
 def _describe(dictionary: Dictionary) -> dict[str, Any]:
-    if isinstance(dictionary, TopKDictionary):
+    if isinstance(dictionary, TopKDictionary | BatchTopKDictionary):
         return {
-            "kind": "topk",
+            "kind": "topk" if isinstance(dictionary, TopKDictionary) else "batchtopk",
             "k": dictionary.k,
             "aux_k": dictionary.aux_k,
             "aux_coefficient": dictionary.aux_coefficient,
+        }
+    if isinstance(dictionary, JumpReLUDictionary):
+        return {
+            "kind": "jumprelu",
+            "bandwidth": dictionary.bandwidth,
+            "penalty": dictionary.penalty,
+            "target_l0": dictionary.target_l0,
         }
     assert isinstance(dictionary, ReLUDictionary)
     return {"kind": "relu", "form": dictionary.form}
 
 
 def load_saelens(path: str | Path, *, fold_decoder_norm: bool | None = None) -> tuple[Dictionary, dict[str, Any]]:
-    """(dictionary, metadata) from a SAELens folder of architecture `topk` or `standard`, whoever wrote it.
+    """(dictionary, metadata) from a SAELens folder of architecture `topk`, `jumprelu` or `standard`, whoever wrote it.
 
     The dictionary acts on the site's activations (or on the space's, where metadata.coordinates is "space"), float32,
     on the CPU, and does what SAELens would do with the folder: `rescale_acts_by_decoder_norm` and
     `apply_b_dec_to_input: false` are folded into the weights. metadata is cfg.json's own, with `architecture`, `d_in`
-    and `d_sae` beside it.
+    and `d_sae` beside it. A `jumprelu` folder that we wrote for a BatchTopK dictionary comes back as one.
 
-    fold_decoder_norm: rescale a `standard` dictionary's features to decoder rows of norm 1. None: do it unless we wrote
-    the folder ourselves; SAELens leaves such decoders as training left them, so their activations have no unit.
+    fold_decoder_norm: rescale the features of a `standard` or `jumprelu` dictionary, thresholds with them, to decoder
+    rows of norm 1. None: do it unless we wrote the folder ourselves; SAELens leaves such decoders as training left
+    them, so their activations have no unit.
 
     Raises UserError, one sentence, for whatever is missing, damaged, too large for its file or not supported. Nothing
     is allocated that the file does not hold.
@@ -180,24 +222,36 @@ def load_saelens(path: str | Path, *, fold_decoder_norm: bool | None = None) -> 
         raise UserError(f"{path / CFG}: 'metadata' must be an object.")
     metadata = {key: cfg[key] for key in FLAT if key in cfg} | metadata
     architecture = _supported(cfg, path / CFG)
-    tensors = _read_weights(path / WEIGHTS, cfg)
+    tensors = _read_weights(path / WEIGHTS, cfg, architecture)
     W_enc, b_enc, W_dec, b_dec = (tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec"))
     if cfg.get("apply_b_dec_to_input", True) is False:
         b_enc = b_enc + b_dec @ W_enc
     ours = metadata.get("training_architecture") if isinstance(metadata.get("space"), dict) else None
     fold_norms = cfg.get("rescale_acts_by_decoder_norm", False) is True
-    if architecture == "standard":
+    if architecture != "topk":
         fold_norms = ours is None if fold_decoder_norm is None else fold_decoder_norm
     if fold_norms:
         norms = W_dec.norm(dim=-1)
         scaling = torch.where(norms > 0, norms, 1.0)
         W_enc, b_enc, W_dec = W_enc * scaling, b_enc * scaling, W_dec / scaling.unsqueeze(1)
+        if "threshold" in tensors:
+            tensors["threshold"] = tensors["threshold"] * scaling
     dictionary: Dictionary
     if architecture == "topk":
         dictionary = TopKDictionary(W_enc.T, b_enc, W_dec, b_dec, k=cfg["k"])
+    elif architecture == "jumprelu":
+        dictionary = _thresholded((W_enc.T, b_enc, W_dec, b_dec), tensors["threshold"], ours)
     else:
         dictionary = ReLUDictionary(W_enc.T, b_enc, W_dec, b_dec, form="decoder-norm")
     return dictionary, {**metadata, "architecture": architecture, "d_in": W_enc.shape[0], "d_sae": W_enc.shape[1]}
+
+
+def _thresholded(parameters: tuple[Tensor, Tensor, Tensor, Tensor], threshold: Tensor, ours: Any) -> Dictionary:
+    """ours: what we wrote of how it was trained, or None; a file may say anything there, which decides nothing."""
+    k = ours.get("k") if isinstance(ours, dict) and ours.get("kind") == "batchtopk" else None
+    if type(k) is int and 1 <= k <= len(threshold) and bool((threshold == threshold[0]).all()):
+        return BatchTopKDictionary(*parameters, k=k, threshold=threshold[0].item())
+    return JumpReLUDictionary(*parameters, threshold, unit_decoder=False)
 
 
 def _read_cfg(path: Path) -> dict[str, Any]:
@@ -217,8 +271,10 @@ def _read_cfg(path: Path) -> dict[str, Any]:
 def _supported(cfg: dict[str, Any], path: Path) -> str:
     """The architecture, after everything in cfg that would change what the weights mean has been looked at."""
     architecture = cfg.get("architecture", "standard")
-    if architecture not in ("topk", "standard"):
-        raise UserError(f"{path}: architecture {architecture!r} is not supported; expected 'topk' or 'standard'.")
+    if architecture not in ("topk", "jumprelu", "standard"):
+        raise UserError(
+            f"{path}: architecture {architecture!r} is not supported; expected 'topk', 'jumprelu' or 'standard'."
+        )
     for key in ("d_in", "d_sae", *(("k",) if architecture == "topk" else ())):
         value = cfg.get(key)
         if type(value) is not int or value < 1:
@@ -240,9 +296,11 @@ def _supported(cfg: dict[str, Any], path: Path) -> str:
     return architecture
 
 
-def _read_weights(path: Path, cfg: dict[str, Any]) -> dict[str, Tensor]:
+def _read_weights(path: Path, cfg: dict[str, Any], architecture: str) -> dict[str, Tensor]:
     d_in, d_sae = cfg["d_in"], cfg["d_sae"]
     shapes = {"W_enc": [d_in, d_sae], "b_enc": [d_sae], "W_dec": [d_sae, d_in], "b_dec": [d_in]}
+    if architecture == "jumprelu":
+        shapes["threshold"] = [d_sae]
     try:
         with safe_open(path, framework="pt") as file:
             names = set(file.keys())
