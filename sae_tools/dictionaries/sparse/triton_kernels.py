@@ -1,4 +1,6 @@
-"""The kernels on CUDA, in Triton: names, arguments and results of `torch_kernels.py`. Selection is in `triton_select.py`.
+"""The kernels on CUDA, in Triton: names, arguments and results of `torch_kernels.py`.
+
+Selection is in `triton_select.py`.
 
 Sums are in float32 whatever the inputs are, and in a fixed order: no atomic additions, so the same input gives the same
 bits. Nothing waits for the device; sizes of results and grids follow from shapes alone. float32 or bfloat16, any d.
@@ -6,16 +8,16 @@ Vectors may have any stride between rows; what has its elements apart is copied.
 
 What is read and written, with n pairs:
 
-- `dots`: n · d of `b`, each row of `a` once; writes n numbers.
-- `sum_by_row`, `sum_by_feature`: n · d of the vectors, and weight and place of each pair once per `WIDTHS` columns;
+- `dots`: n · d of `b`, each row of `a` once for every `DOT_PAIRS` pairs (from the cache); writes n numbers.
+- `sum_by_row`, `sum_by_feature`: n · d of the vectors, and weight and place of each pair once per block of columns;
   write their result once.
 
 The bound is therefore n · d · itemsize bytes. The same vectors are read again and again, so the L2 cache serves much of
-it where they fit: the sums go through all rows (features) with one block of columns before the next, so that the
-vectors' columns in use are 32 MiB for 32,768 of them in float32.
+it where they fit: the sums go through all rows (features) with one block of columns before the next, so that what is in
+use of 32,768 vectors is 32 MiB at a time.
 
-`sum_by_feature` has as much work for a feature as the feature has pairs, and one may fire on every row. Pairs, which are
-sorted by feature, are cut at multiples of `CHUNK`. A first kernel sums each chunk that belongs to one feature
+`sum_by_feature` has as much work for a feature as the feature has pairs, and one may fire on every row. Pairs, which
+are sorted by feature, are cut at multiples of `CHUNK`. A first kernel sums each chunk that belongs to one feature
 altogether, a second sums each feature's chunks and the fewer than 2 · `CHUNK` pairs besides.
 """
 
@@ -30,12 +32,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_tools.dictionaries.sparse.torch_kernels import ByFeature
-from sae_tools.dictionaries.sparse.triton_select import largest, largest_entries, top_k
+from sae_tools.dictionaries.sparse.triton_select import cdiv, largest, largest_entries, launch, power_of_2, top_k
 
 __all__ = ["by_feature", "dots", "largest", "largest_entries", "sum_by_feature", "sum_by_row", "top_k"]
 
-WIDTHS = (256, 128)
-"""Columns that one program sums: 1 KiB of float32 in each access, and two accesses of 16 bytes per thread."""
+BLOCK_BYTES = (1024, 512)
+"""Columns that one program sums, in bytes of the vectors."""
+THREAD_BYTES = 16
+"""What a thread reads of a vector: with as many threads as that takes, no sum goes through another thread."""
 PAIRS = 8
 """Vectors that a program has under way at a time."""
 DOT_PAIRS = 16
@@ -47,9 +51,7 @@ CHUNK = 128
 
 @triton.jit
 @no_type_check
-def _dots(
-    offsets, features, a, b, out, a_stride, b_stride, d, PAIRS: tl.constexpr, WIDTH: tl.constexpr
-):
+def _dots(offsets, features, a, b, out, a_stride, b_stride, d, PAIRS: tl.constexpr, WIDTH: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     start = tl.load(offsets + row)
     end = tl.load(offsets + row + 1)
@@ -90,9 +92,7 @@ def _add_pairs(
 
 @triton.jit
 @no_type_check
-def _sum_by_row(
-    offsets, features, weights, vectors, out, rows, stride, d, PAIRS: tl.constexpr, WIDTH: tl.constexpr
-):
+def _sum_by_row(offsets, features, weights, vectors, out, rows, stride, d, PAIRS: tl.constexpr, WIDTH: tl.constexpr):
     program = tl.program_id(0)
     row = (program % rows).to(tl.int64)
     column = (program // rows) * WIDTH + tl.arange(0, WIDTH)
@@ -142,9 +142,7 @@ def _sum_by_feature(
     before = tl.where(whole, first * CHUNK, end)
     after = tl.where(whole, last * CHUNK, end)
     total = tl.zeros([WIDTH], tl.float32)
-    total = _add_pairs(
-        total, start, before, order, ids, weights, vectors, stride, column, inside, True, PAIRS
-    )
+    total = _add_pairs(total, start, before, order, ids, weights, vectors, stride, column, inside, True, PAIRS)
     for chunks in range(first, last, PAIRS):
         chunk = chunks + tl.arange(0, PAIRS)
         where = chunk.to(tl.int64)[:, None] * d + column[None, :]
@@ -154,7 +152,7 @@ def _sum_by_feature(
 
 
 def dots(
-    offsets: Int[Tensor, " rows+1"],
+    offsets: Int[Tensor, " bounds"],
     features: Int[Tensor, " pairs"],
     a: Float[Tensor, "rows d"],
     b: Float[Tensor, "d_sae d"],
@@ -162,19 +160,14 @@ def dots(
     """<a of the pair's row, b of its feature> for each pair, float32."""
     rows, d = a.shape
     out = torch.empty(len(features), dtype=torch.float32, device=a.device)
-    if rows and len(features):
-        a, b = _rows_whole(a), _rows_whole(b)
-        width = min(256, max(16, triton.next_power_of_2(d)))
-        with torch.cuda.device_of(a):
-            _dots[(rows,)](
-                offsets.contiguous(), features.contiguous(), a, b, out, a.stride(0), b.stride(0), d,
-                PAIRS=DOT_PAIRS, WIDTH=width, num_warps=4,
-            )  # fmt: skip
+    a, b = _rows_whole(a), _rows_whole(b)
+    size = {"PAIRS": DOT_PAIRS, "WIDTH": min(256, max(16, power_of_2(d))), "num_warps": 4}
+    launch(_dots, rows, offsets.contiguous(), features.contiguous(), a, b, out, a.stride(0), b.stride(0), d, **size)
     return out
 
 
 def sum_by_row(
-    offsets: Int[Tensor, " rows+1"],
+    offsets: Int[Tensor, " bounds"],
     features: Int[Tensor, " pairs"],
     weights: Float[Tensor, " pairs"],
     vectors: Float[Tensor, "d_sae d"],
@@ -182,19 +175,14 @@ def sum_by_row(
     """Σ weight · vector of its feature, over the pairs of each row; float32."""
     rows, d = len(offsets) - 1, vectors.shape[1]
     out = torch.empty(rows, d, dtype=torch.float32, device=vectors.device)
-    if rows and d:
-        vectors, width = _rows_whole(vectors), _width(d)
-        with torch.cuda.device_of(vectors):
-            _sum_by_row[(rows * triton.cdiv(d, width),)](
-                offsets.contiguous(), features.contiguous(), weights.contiguous(), vectors, out, rows,
-                vectors.stride(0), d, PAIRS=PAIRS, WIDTH=width, num_warps=_warps(width),
-            )  # fmt: skip
+    vectors = _rows_whole(vectors)
+    blocks, size = _blocks(vectors)
+    pairs = offsets.contiguous(), features.contiguous(), weights.contiguous()
+    launch(_sum_by_row, rows * blocks, *pairs, vectors, out, rows, vectors.stride(0), d, **size)
     return out
 
 
-def by_feature(
-    offsets: Int[Tensor, " rows+1"], features: Int[Tensor, " pairs"], d_sae: int
-) -> ByFeature:
+def by_feature(offsets: Int[Tensor, " bounds"], features: Int[Tensor, " pairs"], d_sae: int) -> ByFeature:
     """The pairs sorted by feature, stable; all int32."""
     ordered, order = torch.sort(features, stable=True)
     order = order.int()
@@ -208,25 +196,17 @@ def sum_by_feature(
 ) -> Float[Tensor, "d_sae d"]:
     """Σ weight · vector of its row, over the pairs of each feature; weights in the order of the rows. float32."""
     order, rows, starts = pairs
-    d_sae, d = len(starts) - 1, vectors.shape[1]
-    chunks = len(rows) // CHUNK
+    d_sae, d, chunks = len(starts) - 1, vectors.shape[1], len(rows) // CHUNK
     out = torch.empty(d_sae, d, dtype=torch.float32, device=vectors.device)
-    if not d_sae or not d:
-        return out
-    vectors, weights, width = _rows_whole(vectors), weights.contiguous(), _width(d)
     sums = torch.empty(chunks, d, dtype=torch.float32, device=vectors.device)
     firsts = torch.arange(chunks, dtype=starts.dtype, device=starts.device) * CHUNK
     features = torch.searchsorted(starts[1:].contiguous(), firsts, right=True, out_int32=True)
-    blocks = triton.cdiv(d, width)
-    settings = {"CHUNK": CHUNK, "PAIRS": PAIRS, "WIDTH": width, "num_warps": _warps(width)}
-    with torch.cuda.device_of(vectors):
-        if chunks:
-            _sum_chunks[(chunks * blocks,)](
-                order, rows, starts, features, weights, vectors, sums, chunks, vectors.stride(0), d, **settings
-            )
-        _sum_by_feature[(d_sae * blocks,)](
-            order, rows, starts, weights, vectors, sums, out, d_sae, vectors.stride(0), d, **settings
-        )
+    vectors, weights = _rows_whole(vectors), weights.contiguous()
+    blocks, size = _blocks(vectors)
+    size["CHUNK"] = CHUNK
+    shape = vectors.stride(0), d
+    launch(_sum_chunks, chunks * blocks, order, rows, starts, features, weights, vectors, sums, chunks, *shape, **size)
+    launch(_sum_by_feature, d_sae * blocks, order, rows, starts, weights, vectors, sums, out, d_sae, *shape, **size)
     return out
 
 
@@ -235,13 +215,12 @@ def _rows_whole(vectors: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return vectors if vectors.stride(1) == 1 or vectors.shape[1] == 1 else vectors.contiguous()
 
 
-def _width(d: int) -> int:
-    """Columns for one program: a power of two that wastes least of its last block."""
-    if d < WIDTHS[-1]:
-        return max(16, triton.next_power_of_2(d))
-    return min(WIDTHS, key=lambda width: (triton.cdiv(d, width) * width, -width))
-
-
-def _warps(width: int) -> int:
-    """Four columns for a thread, so that a warp's access is 512 bytes and no sum goes through another thread."""
-    return max(1, width // 128)
+def _blocks(vectors: Float[Tensor, "n d"]) -> tuple[int, dict[str, int]]:
+    """(blocks of columns, what kernels that sum vectors are compiled for)."""
+    d, itemsize = vectors.shape[1], vectors.dtype.itemsize
+    widths = [size // itemsize for size in BLOCK_BYTES]
+    width = max(16, power_of_2(d))
+    if width > widths[-1]:
+        width = min(widths, key=lambda width: (cdiv(d, width) * width, -width))  # which wastes least of the last block
+    warps = max(1, width * itemsize // (32 * THREAD_BYTES))
+    return cdiv(d, width), {"PAIRS": PAIRS, "WIDTH": width, "num_warps": warps}

@@ -1,7 +1,7 @@
 """Triton kernels that choose the largest pre-activations: k of each row, or a number of them from the whole matrix.
 
-`top_k` cuts each row into groups of 128 bytes and compares their maxima first. The k groups with the largest maxima hold
-the k largest entries: an entry of another group is at most the smallest of those k maxima, which are k entries
+`top_k` cuts each row into groups of 128 bytes and compares their maxima first. The k groups with the largest maxima
+hold the k largest entries: an entry of another group is at most the smallest of those k maxima, which are k entries
 themselves. So
 
 1. `_group_maxima` reads [rows, d_sae] once and writes one number per group (1/32 of the entries in float32, 1/64 in
@@ -18,8 +18,8 @@ Numbers are compared as integers in the same order, NaN above all as in `torch.t
 taken (not where `torch.topk` serves). Nothing here waits for the device, and nothing depends on the order in which
 programs run.
 
-`largest_entries` does the same with the whole matrix as one row, its two selections being `torch.topk`'s: one reading of
-the pre-activations, some five of the maxima, where `torch.topk` alone reads everything some five times.
+`largest_entries` does the same with the whole matrix as one row, its two selections being `torch.topk`'s: one reading
+of the pre-activations, and several of the maxima, where `torch.topk` alone reads everything several times.
 """
 
 from __future__ import annotations
@@ -39,15 +39,17 @@ SMALL_ROW = 4096
 MAX_TILE = 16384
 """Entries that one program holds in registers. `_chosen` counts in 15 bits."""
 MAXIMA_TILE = 4096
-"""Elements of a row that a program of the first kernel reads."""
+"""Entries of a row that a program of the first kernel reads."""
+GATHERED = 32
+"""Groups that a program of `_gather_groups` copies."""
 
 LOWEST = tl.constexpr(-(2**31))
 """Below the key of any number: stands for entries beyond the end of a row."""
 HIGHEST = tl.constexpr(2**31 - 1)
 
 
-# Kernels take the bits of float32 as int32 and those of bfloat16 as int16. `no_type_check` keeps jaxtyping's import hook
-# off them: Triton compiles a kernel from its source and cannot have it wrapped.
+# Kernels take the bits of float32 as int32 and those of bfloat16 as int16. `no_type_check` keeps jaxtyping's import
+# hook off them: Triton compiles a kernel from its source and cannot have it wrapped.
 
 
 @triton.jit
@@ -172,9 +174,20 @@ def _choose_entries(
 
 @triton.jit
 @no_type_check
-def _gather_groups(bits, chosen_groups, keys, stride, d_sae, groups, count, BITS: tl.constexpr, GROUP: tl.constexpr):
+def _gather_groups(
+    bits,
+    chosen_groups,
+    keys,
+    stride,
+    d_sae,
+    groups,
+    count,
+    BITS: tl.constexpr,
+    GROUP: tl.constexpr,
+    SLOTS: tl.constexpr,
+):
     """Keys of groups that are numbered through the whole matrix; what is beyond the end of a row is `LOWEST`."""
-    slot = tl.program_id(0).to(tl.int64) * 32 + tl.arange(0, 32)
+    slot = tl.program_id(0).to(tl.int64) * SLOTS + tl.arange(0, SLOTS)
     group = tl.load(chosen_groups + slot, mask=slot < count, other=0)
     row = group // groups
     column = ((group % groups) * GROUP)[:, None] + tl.arange(0, GROUP)[None, :]
@@ -184,9 +197,7 @@ def _gather_groups(bits, chosen_groups, keys, stride, d_sae, groups, count, BITS
     tl.store(keys + place, tl.where(inside, _keys(found, BITS), LOWEST), mask=(slot < count)[:, None])
 
 
-def top_k(
-    pre: Float[Tensor, "rows d_sae"], k: int
-) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
+def top_k(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows k"], Int[Tensor, "rows k"]]:
     """The k largest of each row (values as float32) and their columns (int32, none twice), in the columns' order except
     where `torch.topk` serves. float32 or bfloat16; rows may have any stride.
 
@@ -203,26 +214,18 @@ def top_k(
     if group is None:
         found = pre.topk(k, dim=1, sorted=False)
         return found.values.float(), found.indices.int()
-    bits, settings = _bits(pre)
-    with torch.cuda.device_of(pre):
-        if group == 0:
-            tile = max(32, triton.next_power_of_2(d_sae))
-            _choose_entries[(rows,)](
-                bits, indices, indices, values, indices, bits.stride(0), d_sae, k,
-                **settings, GROUP=1, GROUPED=False, TILE=tile, num_warps=_warps(tile),
-            )  # fmt: skip
-            return values, indices
-        maxima = _maxima(bits, group, settings)
-        groups = maxima.shape[1]
-        thresholds = torch.empty(rows, dtype=torch.int32, device=pre.device)
-        chosen = torch.empty_like(indices)
-        tile = triton.next_power_of_2(groups)
-        _choose_groups[(rows,)](maxima, chosen, thresholds, groups, k, TILE=tile, num_warps=_warps(tile))
-        tile = triton.next_power_of_2(k * group)
-        _choose_entries[(rows,)](
-            bits, chosen, thresholds, values, indices, bits.stride(0), d_sae, k,
-            **settings, GROUP=group, GROUPED=True, TILE=tile, num_warps=_warps(tile),
-        )  # fmt: skip
+    bits, itemsize = _bits(pre), pre.dtype.itemsize
+    if group == 0:
+        size = {"BITS": 8 * itemsize, "GROUP": 1, "GROUPED": False, **_tile(d_sae)}
+        launch(_choose_entries, rows, bits, indices, indices, values, indices, bits.stride(0), d_sae, k, **size)
+        return values, indices
+    maxima = _maxima(bits, group)
+    groups = maxima.shape[1]
+    thresholds = torch.empty(rows, dtype=torch.int32, device=pre.device)
+    chosen = torch.empty_like(indices)
+    launch(_choose_groups, rows, maxima, chosen, thresholds, groups, k, **_tile(groups))
+    size = {"BITS": 8 * itemsize, "GROUP": group, "GROUPED": True, **_tile(k * group)}
+    launch(_choose_entries, rows, bits, chosen, thresholds, values, indices, bits.stride(0), d_sae, k, **size)
     return values, indices
 
 
@@ -231,16 +234,14 @@ def group_size(d_sae: int, k: int, itemsize: int) -> int | None:
     group = GROUP_BYTES // itemsize
     if k * group > MAX_TILE:
         group = 32
-    while triton.cdiv(d_sae, group) > MAX_TILE // 2:
+    while cdiv(d_sae, group) > MAX_TILE // 2:
         group *= 2
     if d_sae <= SMALL_ROW or k * group >= d_sae:
         return 0 if d_sae <= MAX_TILE else None
     return group if k * group <= MAX_TILE else None
 
 
-def largest(
-    pre: Float[Tensor, "rows d_sae"], count: int
-) -> tuple[Int[Tensor, " rows+1"], Int[Tensor, " count"]]:
+def largest(pre: Float[Tensor, "rows d_sae"], count: int) -> tuple[Int[Tensor, " rows+1"], Int[Tensor, " count"]]:
     """(offsets, features), int32: exactly the `count` largest entries of the whole matrix, grouped by row and in the
     order of features."""
     rows, d_sae = pre.shape
@@ -261,19 +262,16 @@ def largest_entries(
     if not 0 <= count <= pre.numel():
         raise ValueError(f"largest: there are {pre.numel()} entries, and {count} of them are asked for")
     group = GROUP_BYTES // pre.dtype.itemsize
-    groups = triton.cdiv(d_sae, group)
+    groups = cdiv(d_sae, group)
     if 4 * count > rows * groups:  # groups would spare little
         found = pre.flatten().topk(count, sorted=False)
         places, order = found.indices.sort()
         return found.values[order].float(), places
-    bits, settings = _bits(pre)
-    with torch.cuda.device_of(pre):
-        chosen = _maxima(bits, group, settings).flatten().topk(count, sorted=False).indices.sort().values
-        keys = torch.empty(count * group, dtype=torch.int32, device=pre.device)
-        if count:
-            _gather_groups[(triton.cdiv(count, 32),)](
-                bits, chosen, keys, bits.stride(0), d_sae, groups, count, **settings, GROUP=group
-            )
+    bits = _bits(pre)
+    chosen = _maxima(bits, group).flatten().topk(count, sorted=False).indices.sort().values
+    keys = torch.empty(count * group, dtype=torch.int32, device=pre.device)
+    size = {"BITS": 8 * pre.dtype.itemsize, "GROUP": group, "SLOTS": GATHERED, "num_warps": 4}
+    launch(_gather_groups, cdiv(count, GATHERED), bits, chosen, keys, bits.stride(0), d_sae, groups, count, **size)
     entries = keys.topk(count, sorted=False).indices.sort().values
     group_of = chosen[entries // group]
     places = group_of // groups * d_sae + group_of % groups * group + entries % group
@@ -287,30 +285,46 @@ def _floats(keys: Int[Tensor, " count"], itemsize: int) -> Float[Tensor, " count
     return (bits if itemsize == 4 else bits << 16).view(torch.float32)
 
 
-def _bits(pre: Float[Tensor, "rows d_sae"]) -> tuple[Int[Tensor, "rows d_sae"], dict[str, Any]]:
-    """(the same memory as integers, what kernels have to know of it); a copy only if a row's entries are apart."""
+def _bits(pre: Float[Tensor, "rows d_sae"]) -> Int[Tensor, "rows d_sae"]:
+    """The same memory as integers; a copy only if a row's entries are not side by side."""
+    if pre.dtype not in (torch.float32, torch.bfloat16):
+        raise TypeError(f"the largest of {pre.dtype}: float32 and bfloat16 are what there are kernels for")
+    pre = pre.detach()
     if pre.stride(1) != 1 and pre.shape[1] > 1:
         pre = pre.contiguous()
-    if pre.dtype == torch.bfloat16:
-        return pre.view(torch.int16), {"BITS": 16}
-    if pre.dtype == torch.float32:
-        return pre.view(torch.int32), {"BITS": 32}
-    raise TypeError(f"the largest of {pre.dtype}: float32 and bfloat16 are what there are kernels for")
+    return pre.view(torch.int16 if pre.dtype == torch.bfloat16 else torch.int32)
 
 
-def _maxima(bits: Int[Tensor, "rows d_sae"], group: int, settings: dict[str, Any]) -> Int[Tensor, "rows groups"]:
+def _maxima(bits: Int[Tensor, "rows d_sae"], group: int) -> Int[Tensor, "rows groups"]:
     """The largest key of each group, in as many bits as the entries have."""
     rows, d_sae = bits.shape
-    groups = triton.cdiv(d_sae, group)
+    groups = cdiv(d_sae, group)
     maxima = torch.empty(rows, groups, dtype=bits.dtype, device=bits.device)
-    block = min(max(1, MAXIMA_TILE // group), triton.next_power_of_2(groups))
-    blocks = triton.cdiv(groups, block)
-    _group_maxima[(rows * blocks,)](
-        bits, maxima, bits.stride(0), d_sae, groups, blocks, **settings, GROUP=group, BLOCK=block, num_warps=4
-    )
+    block = min(max(1, MAXIMA_TILE // group), power_of_2(groups))
+    blocks = cdiv(groups, block)
+    size = {"BITS": 8 * bits.dtype.itemsize, "GROUP": group, "BLOCK": block, "num_warps": 4}
+    launch(_group_maxima, rows * blocks, bits, maxima, bits.stride(0), d_sae, groups, blocks, **size)
     return maxima
 
 
-def _warps(tile: int) -> int:
+def _tile(entries: int) -> dict[str, int]:
     """16 to 32 entries per thread: more would not stay in registers through the scan."""
-    return min(16, max(1, tile // 512))
+    tile = max(32, power_of_2(entries))
+    return {"TILE": tile, "num_warps": min(16, max(1, tile // 512))}
+
+
+def launch(kernel: Any, programs: int, first: Tensor, *arguments: Any, **settings: Any) -> None:
+    """Runs `programs` programs of a kernel on the device of its first argument, if they are any."""
+    if programs:
+        with torch.cuda.device_of(first):
+            kernel[(programs,)](first, *arguments, **settings)
+
+
+def power_of_2(n: int) -> int:
+    """The least that is not below n."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+def cdiv(n: int, by: int) -> int:
+    """n / by, rounded up."""
+    return -(-n // by)
