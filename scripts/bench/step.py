@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,10 +30,9 @@ if __name__ == "__main__":
     environment.enter()
 
 import torch
-from contenders.build import builder, names, product
-from contenders.ours import Missing
+from contenders.build import builder, names
 from contenders.start import BENCHES, Contender, Setting, make_start
-from measure import peak
+from measure import peak, results
 from measure.timing import interleave, paired_ratio, spread
 
 from sae_tools.memory import keep_freed_memory
@@ -67,18 +65,15 @@ def wanted(bench: str, only: list[str] | None) -> list[str]:
     return [name for name in names(bench) if only is None or name in only or name == "product"]
 
 
-def peak_bytes(bench: str, name: str, setting: Setting) -> int | None:
-    """Resident bytes that a few steps of the contender add at their peak; None where it does not exist.
+def peak_bytes(bench: str, name: str, setting: Setting) -> int:
+    """Resident bytes that a few steps of the contender add at their peak.
 
     The smallest setting comes first, so that what is compiled or loaded on first use is not counted.
     """
     make = builder(name)  # imported here, so that the fork shares it
 
-    def work() -> int | None:
-        try:
-            first = make(bench, make_start(setting.small()))
-        except Missing:
-            return None
+    def work() -> int:
+        first = make(bench, make_start(setting.small()))
         for _ in range(2):
             first.step()
         del first
@@ -89,19 +84,15 @@ def peak_bytes(bench: str, name: str, setting: Setting) -> int | None:
             contender.step()
         return peak.peak() - before
 
-    found = peak.forked(work)
-    return found if isinstance(found, int) else None
+    return peak.forked(work)
 
 
-def measure(bench: str, setting: Setting, args: argparse.Namespace, memory: dict[str, int | None]) -> Iterable[dict]:
+def measure(bench: str, setting: Setting, args: argparse.Namespace, memory: dict[str, int]) -> Iterable[dict]:
     """One result for every contender of a bench, the product's included."""
     start = make_start(setting)
     contenders: dict[str, Contender] = {}
     for name in wanted(bench, args.only):
-        try:
-            contenders[name] = product(start) if name == "product" else builder(name)(bench, start)
-        except Missing as missing:
-            print(f"{bench}: {name} is left out, {missing}", file=sys.stderr)
+        contenders[name] = builder(name)(bench, start)
     seconds = interleave({name: c.step for name, c in contenders.items()}, args.repeats)
     for name, times in seconds.items():
         found = spread(times)
@@ -117,24 +108,24 @@ def measure(bench: str, setting: Setting, args: argparse.Namespace, memory: dict
             "of_saelens": paired_ratio(seconds["saelens"], times) if "saelens" in seconds else None,
             "of_sparsify": paired_ratio(seconds["sparsify"], times) if "sparsify" in seconds else None,
             "l0": None if name == "product" else contenders[name].l0(),
-            "peak_bytes": memory.get(name),
+            "peak_bytes": memory[name],
             "times": times,
         }
 
 
-def pooled_product(results: list[dict[str, Any]]) -> dict[str, Any]:
+def pooled_product(found: list[dict[str, Any]]) -> dict[str, Any]:
     """The product's rounds of all benches as one."""
-    products = [result for result in results if result["name"] == "product"]
-    found = spread([seconds for result in products for seconds in result["times"]])
+    products = [result for result in found if result["name"] == "product"]
+    pooled = spread([seconds for result in products for seconds in result["times"]])
     tokens = products[0]["tokens_per_s"] * products[0]["seconds"]
     return {
         **products[0],
         "bench": "product",
-        "tokens_per_s": tokens / found.median,
-        "seconds": found.median,
-        "low": found.low,
-        "high": found.high,
-        "runs": found.n,
+        "tokens_per_s": tokens / pooled.median,
+        "seconds": pooled.median,
+        "low": pooled.low,
+        "high": pooled.high,
+        "runs": pooled.n,
         "of_product": 1.0,
         "of_saelens": None,
         "of_sparsify": None,
@@ -146,14 +137,14 @@ def line(result: dict[str, Any]) -> str:
     return json.dumps({key: result[key] for key in ("bench", "name", "tokens_per_s", "seconds", "peak_bytes")})
 
 
-def table(results: list[dict[str, Any]]) -> str:
+def table(found: list[dict[str, Any]]) -> str:
     head = f"{'bench':10} {'':20} {'ms':>9} {'quartiles':>17} {'tokens/s':>10} {'÷ product':>9} {'× SAELens':>9} "
     rows = [head + f"{'L0':>6} {'MiB':>7}"]
-    for r in results:
+    for r in found:
         quartiles = f"{1e3 * r['low']:.1f}–{1e3 * r['high']:.1f}"
         times = f"{r['of_saelens']:.2f}" if r["of_saelens"] else ""
         l0 = f"{r['l0']:.1f}" if r["l0"] is not None else ""
-        mib = f"{r['peak_bytes'] / 2**20:,.0f}" if r["peak_bytes"] is not None else ""
+        mib = f"{r['peak_bytes'] / 2**20:,.0f}"
         rows.append(
             f"{r['bench']:10} {r['name']:20} {1e3 * r['seconds']:9.1f} {quartiles:>17} {r['tokens_per_s']:10,.0f} "
             f"{r['of_product']:9.2f} {times:>9} {l0:>6} {mib:>7}"
@@ -166,15 +157,21 @@ def run(args: argparse.Namespace) -> list[dict[str, Any]]:
     setting = Setting(args.d_in, args.d_sae, args.k, args.batch, args.l0, args.aux)
     if args.threads:
         torch.set_num_threads(args.threads)
-    memory: dict[str, dict[str, int | None]] = {}
+    memory: dict[str, dict[str, int]] = {}
     for bench in args.bench:
         memory[bench] = {}
         for name in wanted(bench, args.only):
             known = next((m["product"] for m in memory.values() if "product" in m), None)
             memory[bench][name] = known if name == "product" and known else peak_bytes(bench, name, setting)
-    results = [result for bench in args.bench for result in measure(bench, setting, args, memory[bench])]
-    product_result = pooled_product(results)
-    return [*(r for r in results if r["name"] != "product"), product_result]
+    found = [result for bench in args.bench for result in measure(bench, setting, args, memory[bench])]
+    return [*(result for result in found if result["name"] != "product"), pooled_product(found)]
+
+
+def saved(args: argparse.Namespace, found: list[dict[str, Any]]) -> dict[str, Any]:
+    """What results.json keeps: no single times."""
+    sizes = {key: getattr(args, key) for key in ("d_in", "d_sae", "k", "batch", "l0", "aux")}
+    kept = [{key: value for key, value in result.items() if key != "times"} for result in found]
+    return {"setting": sizes, "rounds": args.repeats, "results": kept}
 
 
 def main() -> None:
@@ -182,11 +179,13 @@ def main() -> None:
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the peers print is no result
     keep_freed_memory()
-    results = run(args)
+    found = run(args)
     if args.json:
-        print(*map(line, results), sep="\n", file=answer)
+        print(*map(line, found), sep="\n", file=answer)
     else:
-        print(table(results), file=answer)
+        print(table(found), file=answer)
+    if args.save:
+        results.save("step_aux" if args.aux else "step", saved(args, found))
     answer.close()
 
 

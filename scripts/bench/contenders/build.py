@@ -19,23 +19,22 @@ NAMES = ("sae_tools", "sae_tools-bf16", *PEERS, "product")
 
 
 def names(bench: str) -> tuple[str, ...]:
-    """Those that have the bench at all: sparsify has TopK only, candidates in bf16 are for selections."""
-    skipped = {"relu": {"sparsify"}, "batchtopk": {"sparsify"}, "jumprelu": {"sparsify"}}.get(bench, set())
-    return tuple(name for name in NAMES if name not in skipped)
+    """Those that have the bench at all: sparsify has TopK only, and only TopK chooses candidates in bf16."""
+    return NAMES if bench == "topk" else tuple(name for name in NAMES if name not in ("sae_tools-bf16", "sparsify"))
 
 
 def builder(name: str) -> Callable[[str, Start], Contender]:
     """The function that builds a contender for a bench, with all that it needs imported.
 
-    Raises ImportError where a peer is not installed; what it returns raises ours.Missing where sae_tools lacks
-    something.
+    Raises ImportError where a peer is not installed.
     """
     if name == "product":
         return lambda _, start: product(start)
     if name in PEERS:
         return importlib.import_module(PEERS[name]).build
-    selection = "bfloat16" if name.endswith("bf16") else "float32"
-    return lambda bench, start: ours.build(bench, start, selection)
+    if name.endswith("bf16"):
+        return lambda bench, start: ours.build(bench, start, "bfloat16")
+    return ours.build
 
 
 def product(start: Start) -> Contender:

@@ -1,4 +1,4 @@
-"""Whole runs from text to a trained TopK dictionary: sae_tools' job and SAELens's runner, alike wherever both have it."""
+"""Whole runs from text to a trained TopK dictionary, alike wherever both can be: our job and SAELens's runner."""
 
 from __future__ import annotations
 

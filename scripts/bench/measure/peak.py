@@ -11,7 +11,9 @@ import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
+T = TypeVar("T")
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
@@ -56,7 +58,7 @@ def _rusage() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def forked(work: Callable[[], object]) -> object:
+def forked(work: Callable[[], T]) -> T:
     """What `work` returns, run in a fork of this process: what it takes is given back, what was imported is shared.
 
     Call it before this process has computed anything on several threads, which do not survive a fork.
@@ -83,4 +85,4 @@ def forked(work: Callable[[], object]) -> object:
     os.waitpid(child, 0)
     if error is not None:
         raise RuntimeError(error)
-    return result
+    return result  # type: ignore[return-value]  (None only with an error)

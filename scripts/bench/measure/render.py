@@ -12,27 +12,27 @@ HEAD = """# Benchmarks
 Written by the scripts in `scripts/bench/` from `results.json`; `make bench` measures the CPU's part again, in at most
 ten minutes. Run it on a machine that has nothing else to do. The definitions stand under each table.
 """
-STEP = """A whole step: selection, reconstruction, loss, gradients, clipping, optimiser, decoder norms, counters, each as the
-library's own loop does it (sparsify does not clip). All start from the same weights on the same standard normal rows
-and run in turn in one process; medians over rounds, quartiles beside them. Ratios are medians over rounds of times in
-the same round; `÷ product` is the step's time over that of the bare fp32 product x @ W_enc. fp32, no autocast;
+STEP = """A whole step: selection, reconstruction, loss, gradients, clipping, optimiser, decoder norms, counters, each
+as the library's own loop does it (sparsify does not clip). All start from the same weights on the same standard normal
+rows and run in turn in one process; medians over rounds, quartiles beside them. Ratios are medians over rounds of times
+in the same round; `÷ product` is the step's time over that of the bare fp32 product x @ W_enc. fp32, no autocast;
 `sae_tools-bf16` chooses candidates by a bf16 product and evaluates them in fp32. ReLU is the form with a free decoder
 and the L1 penalty weighted by its norms, on all sides; ReLU and JumpReLU begin at a bias or threshold that just under
 {l0} features per row exceed. L0 is measured in training, at the end. Peak memory: what a process of its own grows by,
 beyond interpreter, libraries and rows."""
-AUX = """The same with AuxK on every side that has it: an eighth of the features is dead, and the d_in / 2 best of them per
-row reconstruct the error."""
-RUN = """From raw text to the trained dictionary, each library's own estimates of scales included, loading of the language
-model not; medians of {rounds} rounds, in turn, in one process. The same documents, site, sizes, learning rates and
-number of rows. SAELens runs its default class of models, HookedTransformer, with the same weights, and its default
+AUX = """The same with AuxK on every side that has it: an eighth of the features is dead, and the d_in / 2 best of them
+per row reconstruct the error."""
+RUN = """From raw text to the trained dictionary, each library's own estimates of scales included, loading of the
+language model not; medians of {rounds} rounds, in turn, in one process. The same documents, site, sizes, learning rates
+and number of rows. SAELens runs its default class of models, HookedTransformer, with the same weights, and its default
 buffer, a fraction of ours. No feature can be dead before the end, so AuxK costs neither anything. FVU = sum ‖x − x̂‖² /
 sum ‖x − mean‖² and L0 are measured by one function on the same held-out rows."""
-JOBS = """Each job in a process of its own. `÷ (harvest + n steps)`: time of the job over that of harvesting its rows once plus
-taking its n × steps steps, each measured alone, checkpoints left out everywhere. Peak: of the whole process; `--dry-run`
-is what `sae-train --dry-run` says of that job."""
-NO_GPU = """Not measured: no machine with CUDA was at hand. Missing are, for d_in 768 and 4,096, d_sae 32k and 131k and k 32
-and 64: tokens/s of sae_tools and of its peers, the bound that the measured matrix rate and bandwidth set, and the share
-of it that is reached."""
+JOBS = """Each job in a process of its own. `÷ (harvest + n steps)`: time of the job over that of harvesting its rows
+once plus taking its n × steps steps, each measured alone, checkpoints left out everywhere. Peak: of the whole process;
+`--dry-run` is what `sae-train --dry-run` says of that job."""
+NO_GPU = """Not measured: no machine with CUDA was at hand. Missing are, for d_in 768 and 4,096, d_sae 32k and 131k and
+k 32 and 64: tokens/s of sae_tools and of its peers, the bound that the measured matrix rate and bandwidth set, and the
+share of it that is reached."""
 
 
 def render(results: dict[str, Any]) -> str:
