@@ -53,6 +53,25 @@ class Rows:
             None if self.scale is None else self.scale.to(device),
         )
 
+    def empty_like(self, rows: int) -> Rows:
+        """Memory for so many rows with the same fields."""
+        return Rows(
+            {site: x.new_empty(rows, x.shape[1]) for site, x in self.activations.items()},
+            self.tokens.new_empty(rows),
+            self.position.new_empty(rows),
+            self.document.new_empty(rows),
+            None if self.scale is None else self.scale.new_empty(rows),
+        )
+
+    def put(self, start: int, part: Rows) -> None:
+        """Copy `part` to the rows that begin at `start`."""
+        place = slice(start, start + len(part))
+        for site, x in part.activations.items():
+            self.activations[site][place] = x
+        self.tokens[place], self.position[place], self.document[place] = part.tokens, part.position, part.document
+        if self.scale is not None and part.scale is not None:
+            self.scale[place] = part.scale
+
     @staticmethod
     def concatenate(parts: list[Rows]) -> Rows:
         first = parts[0]

@@ -147,15 +147,13 @@ class ShuffleBuffer(Iterator[Rows]):
         return None if contexts is None else _Pending(before, self.harvester.harvest(contexts), 0)
 
     def _put(self, rows: Rows, digest: Any) -> None:
-        place = slice(self._filled, self._filled + len(rows))
-        store = self._store
-        for name, x in rows.activations.items():
-            store.activations[name][place] = x
-        store.tokens[place], store.position[place], store.document[place] = rows.tokens, rows.position, rows.document
-        if store.scale is not None and rows.scale is not None:
-            store.scale[place] = rows.scale
+        self._store.put(self._filled, rows)
         digest.update(rows.tokens.cpu().numpy().tobytes())
         self._filled += len(rows)
+
+    def release(self) -> None:
+        """Gives the memory of the rows back. Nothing can be read, saved or described after this."""
+        self._store, self._order, self._pending = self._store.empty_like(0), torch.zeros(0, dtype=torch.int64), None
 
     # State
 

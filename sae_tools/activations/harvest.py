@@ -113,13 +113,16 @@ class Harvester:
 def collect_rows(stream: Iterator[Contexts], harvester: Harvester, count: int) -> Rows:
     """The first `count` rows of the stream, unshuffled, to estimate centres and scales from; fewer if it ends early.
     UserError if there are none at all."""
-    parts, total = [], 0
+    rows, total = None, 0
     while total < count:
         contexts = next(stream, None)
         if contexts is None:
             break
-        parts.append(harvester.harvest(contexts))
-        total += len(parts[-1])
-    if not total:
+        part = harvester.harvest(contexts)[: count - total]
+        if rows is None:
+            rows = part.empty_like(count)
+        rows.put(total, part)
+        total += len(part)
+    if rows is None or not total:
         raise UserError("The text gives no rows: after left-out positions and special tokens nothing remains.")
-    return Rows.concatenate(parts)[:count]
+    return rows[:total]

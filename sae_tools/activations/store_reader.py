@@ -222,6 +222,11 @@ class StoreReader(Iterator[Rows]):
     def _file(self, shard: int) -> Path:
         return self.store.path / shard_name(shard)
 
+    def release(self) -> None:
+        """Gives the memory of the rows back. Nothing can be read, saved or described after this."""
+        self._window, self._raw = {}, {}
+        self._order = torch.zeros(0, dtype=torch.int64)
+
     # State
 
     def _settings(self) -> dict[str, Any]:

@@ -33,7 +33,9 @@ class NextTokenLoss:
         self.tokens += int(mask.sum())
         self.cross_entropy -= picked[mask].double().sum().item()
         if log_probs is not original:
-            kl = (original[:, :-1].exp() * (original[:, :-1] - log_probs[:, :-1])).sum(-1)
+            # A context at a time: three more tensors of that size would otherwise be there at once.
+            parts = zip(log_probs[:, :-1], original[:, :-1], strict=True)
+            kl = torch.stack([(its.exp() * (its - mine)).sum(-1) for mine, its in parts])
             self.divergence += kl[mask].double().sum().item()
 
     def merge(self, other: NextTokenLoss) -> None:

@@ -113,17 +113,17 @@ def measure_fidelity(
         tokens = contexts.tokens[:enough].to(model.device)
         kept = kept_positions(tokens, rows, model.special_token_ids)
         clean = run_and_capture(model, tokens, sites)
-        reference = log_softmax(clean.logits)
-        scale = norm.scale(clean.activations[final.name][kept]).squeeze(-1)
+        reference, activations, prefix = log_softmax(clean.logits), clean.activations, clean.prefix
+        del clean  # tensors the size of its logits are most of the memory that this takes
+        scale = norm.scale(activations[final.name][kept]).squeeze(-1)
         position = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)[kept]
         original.update(reference, reference, tokens, kept)
 
-        def edited(edit: Edit, into: NextTokenLoss, tokens=tokens, kept=kept, clean=clean, reference=reference) -> None:
-            logits = logits_with_edits(model, tokens, [edit], prefix=clean.prefix)
-            into.update(log_softmax(logits), reference, tokens, kept)
+        def edited(edit: Edit, into: NextTokenLoss, tokens=tokens, kept=kept, prefix=prefix, reference=reference):
+            into.update(log_softmax(logits_with_edits(model, tokens, [edit], prefix=prefix)), reference, tokens, kept)
 
         for subject in subjects:
-            x = clean.activations[subject.site.name][kept].float()
+            x = activations[subject.site.name][kept].float()
             result = reconstruct(subject, x, scale, position)
             mine = sums[subject.name]
             mine.density.update(result.fired, len(x))

@@ -14,6 +14,9 @@ from sae_tools.dictionaries import Dictionary, TopKDictionary
 from sae_tools.models.sites import Site
 from sae_tools.spaces import Space
 
+ENTRIES = 2**24
+"""Activations, of all features on some rows, that exist at a time (64 MiB in float32, several such tensors)."""
+
 
 @dataclass(frozen=True)
 class Subject:
@@ -58,12 +61,18 @@ def encode_and_decode(
     dictionary: Dictionary, z: Float[Tensor, "rows dim"]
 ) -> tuple[Float[Tensor, "rows dim"], Int[Tensor, " d_sae"]]:
     """(reconstruction, on how many rows each feature fired), through sparse codes where the architecture has them."""
-    if isinstance(dictionary, TopKDictionary):
-        codes = dictionary.encode_sparse(z)
-        fired = torch.bincount(codes.indices[codes.values > 0], minlength=dictionary.d_sae)
-        return dictionary.decode(codes), fired
-    f = dictionary.encode(z)
-    return dictionary.decode(f), (f > 0).sum(0)
+    fired = torch.zeros(dictionary.d_sae, dtype=torch.int64, device=z.device)
+    parts = []
+    for part in z.split(max(1, ENTRIES // dictionary.d_sae)):
+        if isinstance(dictionary, TopKDictionary):
+            codes = dictionary.encode_sparse(part)
+            fired += torch.bincount(codes.indices[codes.values > 0], minlength=dictionary.d_sae)
+            parts.append(dictionary.decode(codes))
+        else:
+            f = dictionary.encode(part)
+            fired += (f > 0).sum(0)
+            parts.append(dictionary.decode(f))
+    return torch.cat(parts), fired
 
 
 def kept_positions(

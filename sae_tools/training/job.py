@@ -192,5 +192,5 @@ def build_trainee(
     dictionary = build_dictionary(
         dictionary_cfg, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project
     )
-    variance = (z - z.mean(0)).pow(2).sum(-1).mean()
+    variance = z.var(0, correction=0).sum()
     return Trainee(name, site, dictionary_cfg, cfg.training, space.to(device), dictionary.to(device), variance)

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_tools.analysis.subject import ENTRIES
 from sae_tools.config import ReLUConfig
 from sae_tools.seeds import derived_seed, generator
 from sae_tools.training.job import Job, rows_in_another_order
@@ -34,7 +35,7 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
     l1 = architecture.l1 * l1_factor(job.step, architecture.l1_warmup_steps)
     losses, lengths = [], []
     for x in subset(job, trainee):
-        losses.append(trainee.dictionary.row_losses(x, l1=l1))
+        losses += [trainee.dictionary.row_losses(part, l1=l1) for part in x.split(max(1, ENTRIES // len(dead)))]
         lengths.append(x.norm(dim=-1))
     random = generator(job.cfg.seed, "resample", trainee.name, job.step)
     drawn = draw_rows(torch.cat(losses), torch.cat(lengths), count, random)

@@ -60,8 +60,10 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
         b_dec = lift(b_dec)
         rest = forward(b_dec) - dictionary.b_dec
     threshold = thresholds(dictionary)
-    parts: dict[str, list[Tensor]] = {"encoder": [], "b_enc": [], "W_dec": []}
-    for rows in torch.arange(dictionary.d_sae).split(CHUNK):  # of features: float64 copies stay small
+    d_sae, d_in = dictionary.d_sae, len(b_dec)
+    shapes = {"b_enc": (d_sae,), "W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in)}
+    folded = {name: torch.empty(shape) for name, shape in shapes.items()}
+    for rows in (slice(start, start + CHUNK) for start in range(0, d_sae, CHUNK)):  # float64 copies stay small
         encoder, b_enc, W_dec = (t[rows].double() for t in (dictionary.encoder, dictionary.b_enc, dictionary.W_dec))
         if not dictionary.unit_decoder:
             norms = W_dec.norm(dim=-1, keepdim=True)
@@ -69,14 +71,12 @@ def fold(dictionary: Dictionary, space: Space | None) -> dict[str, Tensor]:
             encoder, b_enc, W_dec = encoder * norms, b_enc * norms.squeeze(1), W_dec / norms
             if threshold is not None:
                 threshold[rows] *= norms.squeeze(1)
-        parts["b_enc"].append((b_enc + encoder @ rest).float().cpu())
-        parts["encoder"].append((encoder if forward is None else forward.pull_back(encoder)).float().cpu())
-        parts["W_dec"].append((W_dec if lift is None else lift.linear(W_dec)).float().cpu())
-    folded = {name: torch.cat(tensors) for name, tensors in parts.items()}
-    encoder = folded.pop("encoder")
+        folded["b_enc"][rows] = (b_enc + encoder @ rest).float().cpu()
+        folded["W_enc"][:, rows] = (encoder if forward is None else forward.pull_back(encoder)).T.float().cpu()
+        folded["W_dec"][rows] = (W_dec if lift is None else lift.linear(W_dec)).float().cpu()
     if threshold is not None:
         folded["threshold"] = threshold.float().cpu()
-    return {**folded, "W_enc": encoder.T.contiguous(), "b_dec": b_dec.float().cpu()}
+    return {**folded, "b_dec": b_dec.float().cpu()}
 
 
 def thresholds(dictionary: Dictionary) -> Tensor | None:
