@@ -61,13 +61,14 @@ class TextFile:
     decided: Split | None = None
 
     def documents(self) -> Iterator[Document | Skipped]:
+        broken = _zstd_and(_READ_ERRORS)
         try:
             with open_bytes(self.path) as raw, io.TextIOWrapper(raw, encoding="utf-8") as file:
                 for number, piece in enumerate(self._pieces(file)):
                     yield Document(f"{self.key}:{number}", piece)
         except UnicodeDecodeError:
             yield Skipped(self.key)
-        except _zstd_and(_READ_ERRORS) as error:
+        except broken as error:
             raise unreadable(self.path, error) from None
 
     @staticmethod
@@ -109,10 +110,11 @@ class JSONLines:
             )
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
+        broken = _zstd_and(_READ_ERRORS)
         try:
             with open_bytes(self.path) as raw:
                 yield from enumerate(io.BufferedReader(raw, 1 << 20), 1)  # pyright: ignore[reportArgumentType]
-        except _zstd_and(_READ_ERRORS) as error:
+        except broken as error:
             raise unreadable(self.path, error) from None
 
 
@@ -177,6 +179,7 @@ def document_of(
 
 
 def _zstd_and(errors: tuple[type[BaseException], ...]) -> tuple[type[BaseException], ...]:
+    """To be asked before reading begins: a reader that the end of the process closes can no longer import anything."""
     import zstandard
 
     return (*errors, zstandard.ZstdError)

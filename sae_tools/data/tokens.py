@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int32
 
-Encode = Callable[[list[str]], list[Int32[np.ndarray, " tokens"]]]
+Encode = Callable[[Iterable[str]], list[Int32[np.ndarray, " tokens"]]]
 
 _BATCH_CHARACTERS = 1_000_000
 """An encoding holds far more than ids until it is dropped (hundreds of bytes per token), so few live at a time."""
+
+
+def is_compiled(tokenizer: Any) -> bool:
+    """Whether the tokenizer has a Rust part, which lets other threads run while it works."""
+    return getattr(tokenizer, "backend_tokenizer", None) is not None
 
 
 def encoder(tokenizer: Any) -> Encode:
@@ -20,11 +25,10 @@ def encoder(tokenizer: Any) -> Encode:
 
     `tokenizer` is a Hugging Face tokenizer; its Rust part encodes a batch on all threads where it has one.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
+    if is_compiled(tokenizer):
         from tokenizers import Tokenizer
 
-        own = Tokenizer.from_str(backend.to_str())  # a copy: the caller's settings stay as they are
+        own = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())  # a copy: the caller's settings stay as they are
         own.no_truncation()
         own.no_padding()
         own.encode_special_tokens = True
@@ -38,7 +42,7 @@ def encoder(tokenizer: Any) -> Encode:
             ids = tokenizer(texts, add_special_tokens=False, split_special_tokens=True, verbose=False)["input_ids"]
             return [np.array(row, np.int32) for row in ids]
 
-    def in_batches(texts: list[str]) -> list[np.ndarray]:
+    def in_batches(texts: Iterable[str]) -> list[np.ndarray]:
         out: list[np.ndarray] = []
         batch: list[str] = []
         characters = 0

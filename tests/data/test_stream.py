@@ -38,7 +38,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def open_stream(corpus: Path, split: str = "train", **settings) -> ContextStream:
-    named = {key: settings.pop(key) for key in ("seed", "batch", "epochs", "vocabulary") if key in settings}
+    named = {key: settings.pop(key) for key in ("seed", "batch", "epochs", "vocabulary", "ahead") if key in settings}
     named = {"batch": 4, **named}
     cfg = DataConfig.model_validate(
         {"source": str(corpus), "context_length": 16, "heldout": 0.2, "shuffle_characters": 300, **settings}
