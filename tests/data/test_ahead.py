@@ -140,7 +140,7 @@ def until_error(stream: ContextStream) -> tuple[list, str]:
 
 def test_an_error_comes_where_it_would_have_come(tmp_path: Path):
     path = failing_at(tmp_path / "t.jsonl", 60)
-    how = {"batch": 1, "heldout": 0, "shuffle_characters": 500}
+    how: dict = {"batch": 1, "heldout": 0, "shuffle_characters": 500}
     found, said = until_error(open_stream(path, ahead=True, **how))
     assert (found, said) == until_error(open_stream(path, **how))
     assert len(found) > 50 and "line 61" in said
