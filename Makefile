@@ -10,12 +10,13 @@ PYTEST_ARGS ?= -q -n 2 --dist loadfile
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test lint format clean
+.PHONY: help setup quickstart test bench lint format clean
 
 help:
 	@echo "make setup       create .venv and install what requirements.lock pins"
 	@echo "make quickstart  train three small sparse autoencoders on the bundled model and make a report of their features"
 	@echo "make test        run the tests"
+	@echo "make bench       measure speed against other libraries into reports/benchmarks: ten minutes on a quiet machine"
 	@echo "make lint        ruff (rules and format) and pyright"
 	@echo "make format      let ruff rewrite the code"
 
@@ -37,6 +38,12 @@ quickstart: $(READY)
 test: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+bench: $(READY)
+	$(BIN)/python scripts/bench/step.py --save
+	$(BIN)/python scripts/bench/end_to_end.py --save
+	$(BIN)/python scripts/bench/scaling.py --quick --save
+	$(BIN)/python scripts/bench/gpu.py --save
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +54,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .hypothesis

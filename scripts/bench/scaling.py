@@ -128,7 +128,8 @@ def step_case(case: dict[str, Any]) -> dict[str, Any]:
 
 
 def job_case(case: dict[str, Any]) -> dict[str, Any]:
-    """A job, with its held-out figures, which are not timed; then its harvest alone and the steps of one of its dictionaries alone; then what a dry run says of it."""
+    """A job, with its held-out figures, which are not timed; then its harvest alone and the steps of one of its
+    dictionaries alone; then what a dry run says of it."""
     import time
 
     import torch

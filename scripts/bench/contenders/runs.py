@@ -213,7 +213,7 @@ def hooked_transformer(model: LanguageModel) -> Any:
     from transformer_lens.pretrained.weight_conversions import convert_gpt2_weights
     from transformers import AutoModelForCausalLM
 
-    source = AutoModelForCausalLM.from_pretrained(model.folder, dtype=torch.float32).eval()
+    source = AutoModelForCausalLM.from_pretrained(str(model.folder), dtype=torch.float32).eval()
     c = source.config
     cfg = HookedTransformerConfig(
         n_layers=c.n_layer,

@@ -75,7 +75,7 @@ def make_start(setting: Setting) -> Start:
         encoder[dead] *= 1e-3
     x, W_dec, encoder = (tensor.to(setting.device) for tensor in (x, W_dec, encoder))
     dead = None if dead is None else dead.to(setting.device)
-    return Start(setting, x, W_dec, encoder, density_threshold(x[:256] @ encoder.T, 0.97 * setting.l0), dead)
+    return Start(setting, x, W_dec, encoder, density_threshold(x[:2048] @ encoder.T, 0.97 * setting.l0), dead)
 
 
 def density_threshold(pre: Float[Tensor, "rows d_sae"], l0: float) -> float:
