@@ -85,7 +85,7 @@ def _threshold(keys, low, high, k):
         middle = (low | high) - ((low ^ high) >> 1)  # the mean, rounded up, without overflow
         count = tl.sum((keys >= middle).to(tl.int32), 0)
         low = tl.where(count >= k, middle, low)
-        high = tl.where(count > k, high, tl.where(count == k, middle, middle - 1))
+        high = tl.where(count > k, high, middle - 1)
     return low
 
 
