@@ -43,7 +43,7 @@ def dense_gradients(
     """
     total, terms = x.new_zeros(()), {}
     gradients = [torch.zeros_like(p) for p in (encoder, b_enc, b_dec, *others)]
-    for part in x.split(micro_batch_rows(len(encoder))):
+    for part in x.split(micro_batch_rows(len(encoder), x.device)):
         with torch.no_grad():
             centred = part - b_dec
             z = torch.addmm(b_enc, centred, encoder.T)

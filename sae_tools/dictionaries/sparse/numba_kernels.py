@@ -26,9 +26,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, sum_by_feature, sum_by_row
+from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, largest_entries, sum_by_feature, sum_by_row
 
-__all__ = ["above", "by_feature", "count_above", "dots", "sum_by_feature", "sum_by_row", "top_k"]
+__all__ = [
+    "above",
+    "by_feature",
+    "count_above",
+    "dots",
+    "largest_entries",
+    "sum_by_feature",
+    "sum_by_row",
+    "top_k",
+]
 
 LANES = 64
 MAX_DEPTH = 32

@@ -63,6 +63,8 @@ class Pairs:
 
     def total(self, weights: Float[Tensor, " pairs"]) -> Float[Tensor, " d_sae"]:
         """Σ weight over the pairs of each feature."""
+        if weights.device.type != "cpu":  # adding in whatever order would not give the same bits again
+            return self.sum_by_feature(weights, weights.new_ones(self.rows, 1)).squeeze(1)
         return weights.new_zeros(self.d_sae).index_add_(0, self.features, weights)
 
     def count(self, mask: Bool[Tensor, " pairs"]) -> Int[Tensor, " d_sae"]:

@@ -18,8 +18,9 @@ from sae_tools.dictionaries.sparse.pairs import Pairs
 Precision = Literal["float32", "bfloat16"]
 """Of the product that candidates for TopK are chosen from; what is chosen is always evaluated in the weights' dtype."""
 
-MICRO_BATCH_ENTRIES = 2**26
-"""Pre-activations that exist at a time (256 MiB in float32). Below some 500 rows the product of a CPU gets slower."""
+MICRO_BATCH_ENTRIES = {"cpu": 2**26, "cuda": 2**29}
+"""Pre-activations that exist at a time, by device: 256 MiB and 2 GiB in float32. Below some 500 rows the product of a
+CPU gets slower; a GPU has the memory, and fewer launches then."""
 MIN_MICRO_BATCH = 256
 SAMPLED_ENTRIES = 2**18
 """Pre-activations from which the threshold of a selection over the whole batch is estimated."""
@@ -31,8 +32,9 @@ class Selection(NamedTuple):
     pairs: Pairs
 
 
-def micro_batch_rows(d_sae: int) -> int:
-    return max(MIN_MICRO_BATCH, MICRO_BATCH_ENTRIES // d_sae)
+def micro_batch_rows(d_sae: int, device: torch.device) -> int:
+    entries = MICRO_BATCH_ENTRIES.get(device.type, MICRO_BATCH_ENTRIES["cpu"])
+    return max(MIN_MICRO_BATCH, entries // d_sae)
 
 
 def micro_batches(
@@ -44,7 +46,7 @@ def micro_batches(
     """Pre-activations of a few hundred rows or more at a time, in order."""
     if precision == "bfloat16":
         centred, encoder, b_enc = centred.bfloat16(), encoder.bfloat16(), b_enc.bfloat16()
-    for part in centred.split(micro_batch_rows(len(encoder))):
+    for part in centred.split(micro_batch_rows(len(encoder), centred.device)):
         yield torch.addmm(b_enc, part, encoder.T)
 
 
@@ -206,11 +208,11 @@ def _keep_largest(found: Selection, count: int) -> Selection:
 
 def _largest_fixed(centred: Tensor, encoder: Tensor, b_enc: Tensor, count: int) -> Selection:
     """The same in shapes that do not depend on the data."""
-    d_sae, best, places, start = len(encoder), [], [], 0
+    d_sae, kernels, best, places, start = len(encoder), kernels_for(centred), [], [], 0
     for pre in micro_batches(centred, encoder, b_enc):
-        values, flat = pre.flatten().topk(min(count, pre.numel()), sorted=False)
+        values, found = kernels.largest_entries(pre, min(count, pre.numel()))
         best.append(values)
-        places.append(flat + start)
+        places.append(found + start)
         start += pre.numel()
     values, chosen = torch.cat(best).topk(count, sorted=False)
     flat, order = torch.cat(places)[chosen].sort()

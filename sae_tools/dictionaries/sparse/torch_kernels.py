@@ -34,6 +34,15 @@ def top_k(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows
     return values, indices.int()
 
 
+def largest_entries(
+    pre: Float[Tensor, "rows d_sae"], count: int
+) -> tuple[Float[Tensor, " count"], Int[Tensor, " count"]]:
+    """The `count` largest entries of the whole matrix and their places, row · d_sae + feature (int64), ascending."""
+    found = pre.flatten().topk(count, sorted=False)
+    places, order = found.indices.sort()
+    return found.values[order], places
+
+
 def above(
     pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]
 ) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:

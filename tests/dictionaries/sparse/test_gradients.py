@@ -123,9 +123,9 @@ class in_micro_batches:
         self.wanted = wanted
 
     def __enter__(self) -> None:
-        self.before = select.MICRO_BATCH_ENTRIES, select.MIN_MICRO_BATCH
+        self.before = select.MICRO_BATCH_ENTRIES["cpu"], select.MIN_MICRO_BATCH
         if self.wanted:
-            select.MICRO_BATCH_ENTRIES, select.MIN_MICRO_BATCH = 1000, 1
+            select.MICRO_BATCH_ENTRIES["cpu"], select.MIN_MICRO_BATCH = 1000, 1
 
     def __exit__(self, *_: object) -> None:
-        select.MICRO_BATCH_ENTRIES, select.MIN_MICRO_BATCH = self.before
+        select.MICRO_BATCH_ENTRIES["cpu"], select.MIN_MICRO_BATCH = self.before

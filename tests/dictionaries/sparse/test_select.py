@@ -13,7 +13,7 @@ from sae_tools.dictionaries.sparse import Selection, select, select_above, selec
 
 @pytest.fixture(params=[10**9, 3000], ids=["whole", "micro-batches"], autouse=True)
 def micro_batch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(select, "MICRO_BATCH_ENTRIES", request.param)
+    monkeypatch.setitem(select.MICRO_BATCH_ENTRIES, "cpu", request.param)
     monkeypatch.setattr(select, "MIN_MICRO_BATCH", 1)
 
 
