@@ -104,7 +104,7 @@ class ShuffleBuffer(Iterator[Rows]):
                 raise StopIteration
         chosen = self._order[self._served : self._served + self.batch_size]
         self._served += len(chosen)
-        batch = self._store[chosen.to(self.device)]
+        batch = self._store[chosen]
         activations = {name: x.float() for name, x in batch.activations.items()}
         return Rows(activations, batch.tokens, batch.position, batch.document, batch.scale)
 
@@ -137,7 +137,8 @@ class ShuffleBuffer(Iterator[Rows]):
                     f"{empty} batches of contexts in a row gave no rows: every token is at a left-out position "
                     f"(rows.skip_positions) or special (rows.skip_special)."
                 )
-        self._order = torch.randperm(self._filled, generator=generator(self.seed, "buffer", self._fill))
+        order = torch.randperm(self._filled, generator=generator(self.seed, "buffer", self._fill))
+        self._order = order.to(self.device)
         self._digest, self._filling = digest.hexdigest(), False
         self.same_document = same_document_share(self._store.document[: self._filled])
 
