@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_tools.cli.train import main
 from sae_tools.runs.density import merge_windows, read_windows
-from tests.cli.commands import Command, in_process
+from tests.cli.commands import Command, in_process, sentence
 from tests.jobs import write_job
 from tests.tiny_models import tiny_model
 
@@ -23,15 +23,6 @@ from tests.tiny_models import tiny_model
 @pytest.fixture
 def sae_train(monkeypatch, capfd) -> Command:
     return in_process("sae-train", main, monkeypatch, capfd)
-
-
-def sentence(result: tuple[int, str, str]) -> str:
-    """The one sentence of a mistake: exit status 2, nothing else on stderr, no traceback."""
-    status, _, err = result
-    assert status == 2, err
-    lines = [line for line in err.splitlines() if line.startswith("sae-train: ")]
-    assert len(lines) == 1 and lines[0] == err.splitlines()[-1] and "Traceback" not in err, err
-    return lines[0].removeprefix("sae-train: ")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,10 @@
 """Runs `sae-train` in this process and sends it a signal at the n-th call of something. Not a test itself.
 
-    python kill_at.py harvest|step|write|signal-NUMBER N ARGUMENTS…
+    python kill_at.py harvest|harvest-signal-NUMBER|step|write|signal-NUMBER N [sae-store] ARGUMENTS…
 
-harvest: SIGKILL at a forward pass of the language model. step: SIGKILL at a dictionary's training step. write: SIGKILL
-at any rename of a finished file or folder into its place. signal-NUMBER: that signal at a dictionary's training step.
+harvest: SIGKILL at a forward pass of the language model; harvest-signal-NUMBER: that signal. step: SIGKILL at a
+dictionary's training step; signal-NUMBER: that signal. write: SIGKILL at any rename of a finished file or folder into
+its place. With `sae-store` before its arguments that command is run instead.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def dying(function, n: int, number: int = signal.SIGKILL):
 
 def main() -> None:
     where, n, *arguments = sys.argv[1:]
-    if where == "harvest":
+    if where.startswith("harvest"):
         from sae_tools.activations.harvest import Harvester
 
-        Harvester.harvest = dying(Harvester.harvest, int(n))
+        number = signal.SIGKILL if where == "harvest" else int(where.removeprefix("harvest-signal-"))
+        Harvester.harvest = dying(Harvester.harvest, int(n), number)
     elif where == "step" or where.startswith("signal-"):
         from sae_tools.training import trainee
 
@@ -41,10 +43,11 @@ def main() -> None:
         os.rename, os.replace = dying(os.rename, int(n)), dying(os.replace, int(n))
     else:
         raise SystemExit(f"no place to die called {where}")
-    from sae_tools.cli.train import main as sae_train
+    from sae_tools.cli import store, train
 
-    sys.argv = ["sae-train", *arguments]
-    sae_train()
+    name, command = ("sae-store", store) if arguments[:1] == ["sae-store"] else ("sae-train", train)
+    sys.argv = [name, *(argument for argument in arguments if argument != "sae-store")]
+    command.main()
 
 
 if __name__ == "__main__":
