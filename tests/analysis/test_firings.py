@@ -14,7 +14,13 @@ from sae_tools.analysis.corpus import Corpus
 from sae_tools.analysis.firings import Firings, Reading, write_firings
 from sae_tools.analysis.subject import Subject, kept_positions
 from sae_tools.config import RowsConfig, SpaceConfig
-from sae_tools.dictionaries import Dictionary, ReLUDictionary, TopKDictionary
+from sae_tools.dictionaries import (
+    BatchTopKDictionary,
+    Dictionary,
+    JumpReLUDictionary,
+    ReLUDictionary,
+    TopKDictionary,
+)
 from sae_tools.errors import UserError
 from sae_tools.models.capture import capture
 from sae_tools.models.final_norm import FinalNorm
@@ -64,11 +70,17 @@ def readings(model: LanguageModel, corpus: Corpus) -> list[Reading]:
     def dead(encoder, b_enc, decoder, b_dec) -> Dictionary:
         return ReLUDictionary(encoder, b_enc - 1000, decoder, b_dec)
 
+    def jumping(encoder, b_enc, decoder, b_dec) -> Dictionary:
+        threshold = torch.linspace(0, 3, len(b_enc))
+        return JumpReLUDictionary(encoder, b_enc, decoder, b_dec, threshold, unit_decoder=False)
+
     return [
         reading("acts", 0, SpaceConfig(kind="mlp_acts"), lambda *w: TopKDictionary(*w, k=5)),
         reading("free", 1, SpaceConfig(), lambda *w: ReLUDictionary(*w, form="decoder-norm")),
         reading("logits", 2, SpaceConfig(kind="logit_update", ln="token"), lambda *w: TopKDictionary(*w, k=3)),
         reading("dead", 1, SpaceConfig(), dead),
+        reading("batch", 1, SpaceConfig(), lambda *w: BatchTopKDictionary(*w, k=3, threshold=2.0)),
+        reading("jump", 2, SpaceConfig(), jumping),
     ]
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from sae_tools.activations.buffer import ShuffleBuffer
-from sae_tools.config import DictionaryConfig, TopKConfig, TrainingConfig
+from sae_tools.config import BatchTopKConfig, DictionaryConfig, JumpReLUConfig, TopKConfig, TrainingConfig
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.models.sites import Site
 from sae_tools.spaces import Space
@@ -15,17 +15,21 @@ from tests.jobs import job_config
 D = 6
 
 
-def trainee() -> Trainee:
+def trainee(architecture: TopKConfig | BatchTopKConfig | JumpReLUConfig = TopKConfig(k=3)) -> Trainee:
     site = Site("mlp_out", 0, "blocks.0.hook_mlp_out", D)
     zeros = torch.zeros(D)
     space = Space("resid_update", site, D, D, "none", 1.0, zeros, zeros)
-    cfg = DictionaryConfig(site="mlp_out@0", d_sae=12, architecture=TopKConfig(k=3), b_dec_init="zero")
+    cfg = DictionaryConfig(site="mlp_out@0", d_sae=12, architecture=architecture, b_dec_init="zero")
     dictionary = build_dictionary(cfg, D, torch.Generator().manual_seed(0))
     return Trainee("it", site, cfg, TrainingConfig(batch_size=8, warmup_steps=0), space, dictionary, torch.ones(()))
 
 
-def test_a_bad_step_freezes_everything_and_is_remembered_until_the_host_looks():
-    it, guard = trainee(), Guard(1, "cpu")
+ARCHITECTURES = [TopKConfig(k=3), BatchTopKConfig(k=3), JumpReLUConfig(), JumpReLUConfig(init_threshold=2)]
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=lambda a: a.kind)
+def test_a_bad_step_freezes_everything_and_is_remembered_until_the_host_looks(architecture):
+    it, guard = trainee(architecture), Guard(1, "cpu")
     random = torch.Generator().manual_seed(1)
     states = []
     for step in range(6):
@@ -41,7 +45,8 @@ def test_a_bad_step_freezes_everything_and_is_remembered_until_the_host_looks():
     good, last = states[2], states[-1]
     assert good.keys() == last.keys()
     assert all(torch.equal(good[name], last[name]) for name in good)
-    assert not torch.equal(states[1]["parameter.encoder"], good["parameter.encoder"])
+    for name in ("parameter.encoder", "buffer.threshold", "parameter.threshold"):
+        assert name not in good or not torch.equal(states[1][name], good[name])
 
 
 def test_good_steps_leave_no_trace():

@@ -12,10 +12,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sae_tools.config import DictionaryConfig, ReLUConfig, SpaceConfig, TopKConfig
-from sae_tools.dictionaries import Dictionary, ReLUDictionary, TopKDictionary, build_dictionary, normalise_decoder_
+from sae_tools.config import BatchTopKConfig, DictionaryConfig, JumpReLUConfig, ReLUConfig, SpaceConfig, TopKConfig
+from sae_tools.dictionaries import (
+    BatchTopKDictionary,
+    Dictionary,
+    JumpReLUDictionary,
+    ReLUDictionary,
+    TopKDictionary,
+    build_dictionary,
+    normalise_decoder_,
+)
 from sae_tools.dictionaries.formats import export_saelens, load_saelens, unfold
-from sae_tools.dictionaries.formats.saelens import fold
+from sae_tools.dictionaries.formats.saelens import fold, thresholds
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
@@ -28,6 +36,8 @@ sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
 METADATA = {"model_name": "tiny", "context_size": 32, "prepend_bos": True, "tokens": 1000}
 ARCHITECTURES = {
     "topk": TopKConfig(k=5),
+    "batchtopk": BatchTopKConfig(k=5),
+    "jumprelu": JumpReLUConfig(init_threshold=0.5, bandwidth=0.3),
     "relu": ReLUConfig(),
     "relu-decoder-norm": ReLUConfig(form="decoder-norm"),
 }
@@ -41,10 +51,12 @@ def trained(cfg: DictionaryConfig, space: Space, rows: Rows, steps: int = 40) ->
     optimiser = torch.optim.Adam(dictionary.parameters(), lr=3e-3, fused=True)
     for _ in range(steps):
         optimiser.zero_grad()
-        dictionary.losses(z[torch.randint(0, len(z), (256,), generator=g)], l1=0.3).loss.backward()
+        out = dictionary.losses(z[torch.randint(0, len(z), (256,), generator=g)], l1=0.3)
+        out.loss.backward()
         optimiser.step()
         if dictionary.unit_decoder:
             normalise_decoder_(dictionary)
+        dictionary.after_step_(out.terms, torch.zeros(()))
     return dictionary
 
 
@@ -62,7 +74,8 @@ def synthetic(kind: str, **settings: Any) -> tuple[Space, Rows]:
 
 
 def agrees_with_saelens(dictionary: Dictionary, space: Space, folder: Path, rows: Rows) -> None:
-    """The same features on every row with a clear k-th place, and the same reconstruction, to 1e-5 relative."""
+    """The same features on every row with a clear k-th place, or with none just at its threshold, and the same
+    reconstruction, to 1e-5 relative."""
     x = rows.activations[space.site.name].float()
     theirs = sae_lens.SAE.load_from_disk(str(folder))
     with torch.no_grad():
@@ -73,6 +86,11 @@ def agrees_with_saelens(dictionary: Dictionary, space: Space, folder: Path, rows
             pre = dictionary.pre_activations(z).topk(dictionary.k + 1, dim=-1).values
             clear = (pre[:, -2] - pre[:, -1]) > 1e-4 * pre[:, -2].abs()
             assert clear.float().mean() > 0.99
+        threshold = thresholds(dictionary)
+        if threshold is not None:
+            assert (threshold > 0).any() and (f > 0).any()
+            clear = ((dictionary.pre_activations(z) - threshold).abs() > 1e-5 * (1 + threshold)).all(-1)
+            assert clear.float().mean() > 0.98
         units = torch.ones(dictionary.d_sae) if dictionary.unit_decoder else dictionary.W_dec.norm(dim=-1)
         edge = (f * units < 1e-4 * f.max()) & (f_theirs < 1e-4 * f.max())  # next to a ReLU's threshold
         assert (((f > 0) == (f_theirs > 0)) | edge)[clear].all()
@@ -113,6 +131,12 @@ def test_saelens_does_what_we_do(kind: str, settings: dict[str, Any], architectu
     with torch.no_grad():
         assert torch.allclose(again.encode(x), theirs.encode(x), atol=1e-4)
         assert (again(x) - theirs(x)).norm() < 1e-5 * x.norm()
+        assert type(again) is type(dictionary)
+        if isinstance(dictionary, BatchTopKDictionary):
+            assert isinstance(again, BatchTopKDictionary) and torch.equal(again.threshold, dictionary.threshold)
+            assert isinstance(theirs, sae_lens.JumpReLUSAE) and (theirs.threshold == dictionary.threshold).all()
+        if isinstance(dictionary, JumpReLUDictionary):
+            assert dictionary.threshold.std() > 0.01 and torch.equal(theirs.threshold, dictionary.threshold)
 
 
 @pytest.mark.parametrize("architecture", list(ARCHITECTURES))
@@ -137,9 +161,12 @@ def test_unfolding_undoes_the_export(kind: str, settings: dict[str, Any], archit
         z = space.read(rows)
         pre, pre_again = dictionary.pre_activations(z) * norms.T, again.pre_activations(z)
         assert (pre_again - pre).norm() < 1e-5 * pre.norm()
+        threshold, again_threshold = thresholds(dictionary), thresholds(again)
+        if threshold is not None:
+            assert again_threshold is not None and torch.equal(again_threshold, threshold)
         x_hat, again_hat = space.lift(dictionary(z)), space.lift(again(z))
         close = ((again_hat - x_hat).norm(dim=1) / x_hat.norm(dim=1)) < 1e-4
-        assert close.float().mean() > 0.99  # but where two features share the k-th place
+        assert close.float().mean() > 0.98  # but where two features share the k-th place, or one is at its threshold
     for name, tensor in fold(again, space).items():  # and folding again gives the same file
         other = fold(dictionary, space)[name]
         assert (tensor - other).norm() < 1e-5 * (1 + other.norm()), name
@@ -224,7 +251,30 @@ def saelens_standard(subtract: bool) -> Any:
     ), "save_model"
 
 
-@pytest.mark.parametrize("make", [saelens_trained_topk, saelens_topk, saelens_standard])
+def saelens_jumprelu(subtract: bool) -> Any:
+    return sae_lens.JumpReLUSAE(
+        sae_lens.JumpReLUSAEConfig(d_in=8, d_sae=32, apply_b_dec_to_input=subtract)
+    ), "save_model"
+
+
+def saelens_trained_jumprelu(training: bool) -> Any:
+    """As it is saved for inference, and as a checkpoint of its training."""
+    cfg = sae_lens.JumpReLUTrainingSAEConfig(d_in=8, d_sae=32)
+    return sae_lens.JumpReLUTrainingSAE(cfg), "save_model" if training else "save_inference_model"
+
+
+def saelens_trained_batchtopk(rescale: bool) -> Any:
+    cfg = sae_lens.BatchTopKTrainingSAEConfig(d_in=8, d_sae=32, k=4, rescale_acts_by_decoder_norm=rescale)
+    sae = sae_lens.BatchTopKTrainingSAE(cfg)
+    sae.topk_threshold.fill_(0.4)
+    return sae, "save_inference_model"
+
+
+UNFOLDED = (saelens_standard, saelens_jumprelu, saelens_trained_jumprelu)
+"""What SAELens saves with whatever decoder norms it has."""
+
+
+@pytest.mark.parametrize("make", [saelens_trained_topk, saelens_topk, saelens_trained_batchtopk, *UNFOLDED])
 @pytest.mark.parametrize("option", [True, False])
 def test_what_saelens_writes_is_read(make: Any, option: bool, tmp_path: Path) -> None:
     g = torch.Generator().manual_seed(0)
@@ -235,14 +285,18 @@ def test_what_saelens_writes_is_read(make: Any, option: bool, tmp_path: Path) ->
     getattr(theirs, save)(str(tmp_path))
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path))
     ours, metadata = load_saelens(tmp_path)
-    assert isinstance(ours, ReLUDictionary if make is saelens_standard else TopKDictionary)
+    kinds = {saelens_standard: ReLUDictionary, saelens_topk: TopKDictionary, saelens_trained_topk: TopKDictionary}
+    assert isinstance(ours, kinds.get(make, JumpReLUDictionary))
     assert metadata["sae_lens_version"] and (metadata["d_in"], metadata["d_sae"]) == (8, 32)
     x = torch.randn(100, 8, generator=g)
     with torch.no_grad():
         f, f_theirs = ours.encode(x), theirs.encode(x)
-        assert (f - f_theirs * (theirs.W_dec.norm(dim=-1) if make is saelens_standard else 1)).norm() < 1e-5 * f.norm()
+        assert (f > 0).any() and ((f > 0) == (f_theirs > 0)).all()
+        assert (
+            f - f_theirs * (1 if isinstance(ours, TopKDictionary) else theirs.W_dec.norm(dim=-1))
+        ).norm() < 1e-5 * f.norm()
         assert (ours(x) - theirs(x)).norm() < 1e-5 * x.norm()
-    if make is saelens_standard:
+    if make in UNFOLDED:
         assert (ours.W_dec.norm(dim=-1) - 1).abs().max() < 1e-5  # folded: activations have a unit
         unfolded = load_saelens(tmp_path, fold_decoder_norm=False)[0]
         with torch.no_grad():
@@ -262,6 +316,8 @@ def folder(tmp_path: Path) -> Path:
     [
         ({"architecture": "gated"}, "'gated' is not supported"),
         ({"architecture": ["topk"]}, "not supported"),
+        ({"architecture": "batchtopk"}, "'batchtopk' is not supported"),
+        ({"architecture": "jumprelu"}, "'threshold' is missing"),
         ({"d_in": "16"}, "'d_in' must be a positive integer"),
         ({"d_in": True}, "'d_in' must be a positive integer"),
         ({"d_in": 10**15}, "W_enc has shape"),
@@ -328,3 +384,49 @@ def test_damaged_files_are_refused(folder: Path) -> None:
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Cannot read"):
         load_saelens(tmp_path / "nowhere")
+
+
+@pytest.fixture
+def jumprelu_folder(tmp_path: Path) -> Path:
+    space, rows = synthetic("resid_update")
+    cfg = DictionaryConfig(site="mlp_out@2", architecture=BatchTopKConfig(k=5), d_sae=48)
+    export_saelens(trained(cfg, space, rows, 5), space, tmp_path / "sae", METADATA)
+    return tmp_path / "sae"
+
+
+def test_damaged_thresholds_are_refused(jumprelu_folder: Path) -> None:
+    weights = jumprelu_folder / "sae_weights.safetensors"
+    tensors = load_file(weights)
+    for threshold, sentence in (
+        (torch.full((48,), torch.nan), "threshold holds something else"),
+        (torch.ones(47), "threshold has shape"),
+        (torch.ones(()), "threshold has shape"),
+    ):
+        save_file({**tensors, "threshold": threshold}, weights)
+        with pytest.raises(UserError, match=sentence) as error:
+            load_saelens(jumprelu_folder)
+        assert "\n" not in str(error.value) and str(error.value).endswith(".")
+
+
+@pytest.mark.parametrize("said", [None, [], "batchtopk", {"kind": "batchtopk"}, {"k": 5}], ids=str)
+@pytest.mark.parametrize("k", [None, 0, 49, 5.0, "5", True])
+def test_what_a_file_says_of_its_training_decides_nothing(jumprelu_folder: Path, said: Any, k: Any) -> None:
+    """It is a JumpReLU all the same, with the same activations."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 16, generator=g)
+    before, _ = load_saelens(jumprelu_folder)
+    assert isinstance(before, BatchTopKDictionary) and before.k == 5
+    path = jumprelu_folder / "cfg.json"
+    cfg = json.loads(path.read_text())
+    if isinstance(said, dict) and k is not None:
+        said = {**said, "k": k}
+    cfg["metadata"]["training_architecture"] = said
+    path.write_text(json.dumps(cfg))
+    after, _ = load_saelens(jumprelu_folder, fold_decoder_norm=False)
+    assert isinstance(after, JumpReLUDictionary)
+    assert torch.equal(after.encode(x), before.encode(x))
+    cfg["metadata"]["training_architecture"] = {"kind": "batchtopk", "k": 5}
+    path.write_text(json.dumps(cfg))
+    weights = jumprelu_folder / "sae_weights.safetensors"
+    save_file({**load_file(weights), "threshold": torch.arange(48.0)}, weights)
+    assert isinstance(load_saelens(jumprelu_folder)[0], JumpReLUDictionary)
