@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from sae_tools.config import DataConfig, LMConfig
 from sae_tools.config_loading import first_difference, load_config
+from sae_tools.data.ahead import reads_ahead
 from sae_tools.data.stream import ContextStream
 from sae_tools.device import pick_device
 from sae_tools.errors import UserError
@@ -156,7 +157,13 @@ def _assemble(cfg: LMConfig, tokenizer: PreTrainedTokenizerBase, device: torch.d
     data = cfg.data.model_copy(update={"context_length": cfg.architecture.context_length + 1})
     vocabulary = len(tokenizer)
     stream = ContextStream(
-        data, tokenizer, split="train", seed=cfg.seed, batch=cfg.training.batch_size, vocabulary=vocabulary
+        data,
+        tokenizer,
+        split="train",
+        seed=cfg.seed,
+        batch=cfg.training.batch_size,
+        vocabulary=vocabulary,
+        ahead=reads_ahead(device),
     )
     model = build_model(
         cfg.architecture,

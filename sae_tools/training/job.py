@@ -13,6 +13,7 @@ from sae_tools.activations.store import Store
 from sae_tools.activations.store_reader import StoreReader
 from sae_tools.analysis.corpus import open_heldout
 from sae_tools.config import DictionaryConfig, JobConfig
+from sae_tools.data.ahead import reads_ahead
 from sae_tools.data.stream import ContextStream
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import build_dictionary
@@ -111,6 +112,7 @@ def open_stream(cfg: JobConfig, model: LanguageModel, seed: int | None = None) -
         batch=cfg.buffer.contexts_per_forward,
         bos_token_id=model.bos_token_id,
         vocabulary=model.d_vocab,
+        ahead=reads_ahead(model.device),
     )
 
 
