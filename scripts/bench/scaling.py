@@ -94,9 +94,7 @@ def work(case: dict[str, Any]) -> dict[str, Any]:
     from sae_tools.memory import keep_freed_memory
 
     keep_freed_memory()
-    if case["kind"] == "step":
-        return step_case(case)
-    return job_case(case)
+    return {"step": step_case, "job": job_case, "dry run": dry_run_case}[case["kind"]](case)
 
 
 def step_case(case: dict[str, Any]) -> dict[str, Any]:
@@ -129,7 +127,7 @@ def step_case(case: dict[str, Any]) -> dict[str, Any]:
 
 def job_case(case: dict[str, Any]) -> dict[str, Any]:
     """A job, with its held-out figures, which are not timed; then its harvest alone and the steps of one of its
-    dictionaries alone; then what a dry run says of it."""
+    dictionaries alone."""
     import time
 
     import torch
@@ -140,7 +138,6 @@ def job_case(case: dict[str, Any]) -> dict[str, Any]:
     from rich.console import Console
 
     import sae_tools.training.loop as loop
-    from sae_tools.training.estimate import estimate_job
     from sae_tools.training.guard import Guard
     from sae_tools.training.job import open_buffer, open_stream
     from sae_tools.training.run import evaluate
@@ -178,7 +175,6 @@ def job_case(case: dict[str, Any]) -> dict[str, Any]:
         "seconds": seconds,
         "tokens_per_s": job.tokens / seconds,
         "peak_bytes": highest,
-        "dry_run_bytes": estimate_job(cfg, job.model).peak_bytes,
         "resident": resident,
     }
     if case.get("alone", True):
@@ -203,6 +199,17 @@ def job_case(case: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def dry_run_case(case: dict[str, Any]) -> dict[str, Any]:
+    """What a dry run says of a job's memory. It looks at its own process, so it needs one that has done nothing yet."""
+    from harvest import SHAPES, random_model
+
+    from sae_tools.training.estimate import estimate_job
+
+    folder = Path(random_model(case["shape"]))
+    cfg = job_config(folder, str(folder), SHAPES[case["shape"]]["vocab_size"], case["sizes"], case["dictionaries"])
+    return {"dry_run_bytes": estimate_job(cfg).peak_bytes}
+
+
 # ------------------------------------------------------------------------------------------------------ in this process
 
 
@@ -213,6 +220,11 @@ def in_process(case: dict[str, Any]) -> dict[str, Any]:
     if done.returncode:
         raise SystemExit(f"{case}: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else done.returncode}")
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def whole_job(case: dict[str, Any]) -> dict[str, Any]:
+    """A job, and in another process what a dry run says of it."""
+    return in_process({"kind": "job", **case}) | in_process({"kind": "dry run", **case})
 
 
 def growth(resident: list[int]) -> float:
@@ -235,19 +247,18 @@ def run(only: list[str], quick: bool, rounds: int, selection: str) -> dict[str, 
                 found[key].append(say(f"{key} {value:,}", {key: value, **in_process(case)}))
     words = ", ".join(f"{key} {value}" for key, value in JOB.items())
     found["job"] = f"Jobs on a language model of random weights (4 layers, d_model 256), TopK; {words}:"
-    job = {"kind": "job", "sizes": JOB, "shape": "small"}
+    job = {"sizes": JOB, "shape": "small"}
     if "dictionaries" in only:
         found["dictionaries"] = [
-            say(f"{n} dictionaries", in_process({**job, "dictionaries": n}))
-            for n in ((1, 8) if quick else (1, 2, 4, 8))
+            say(f"{n} dictionaries", whole_job({**job, "dictionaries": n})) for n in ((1, 8) if quick else (1, 2, 4, 8))
         ]
     if "models" in only and not quick:
         found["models"] = [
-            say(shape, {"model": shape, **in_process({**job, "dictionaries": 1, "shape": shape, "sizes": sizes})})
+            say(shape, {"model": shape, **whole_job({**job, "dictionaries": 1, "shape": shape, "sizes": sizes})})
             for shape, sizes in (("small", JOB), ("124M", JOB | {"steps": 16}))
         ]
     if "flat" in only and not quick:
-        case = in_process({**job, "sizes": FLAT, "dictionaries": 1, "alone": False})
+        case = in_process({**job, "kind": "job", "sizes": FLAT, "dictionaries": 1, "alone": False})
         found["flat"] = {"steps": FLAT["steps"], "growth": growth(case["resident"]), "resident": case["resident"]}
     return found
 
