@@ -5,12 +5,13 @@ encoder product.
                                  [--d-in 512 --d-sae 8192 --k 32 --batch 2048 --l0 64 --repeats 11]
 
 The first run makes .venv-peers, where it then runs itself. All contenders start from the same weights on the same
-standard normal rows and run in turn in one process; seconds are medians of the rounds. A whole step is selection,
-reconstruction, loss, gradients, clipping, optimiser, decoder norms and counters, each as the library's own loop does it
-(sparsify does not clip). No AuxK, unless --aux gives every contender that has it an eighth of dead features. ReLU and
-JumpReLU start with a bias or threshold at which just under --l0 features fire per row, and the learning rate is 1e-6,
-so that they stay that dense: L0 is measured at the end. Peak memory is what a process of its own, forked for each
-contender, becomes larger by. Freed memory is kept (sae_tools.memory), which all contenders gain from.
+standard normal rows and run in turn, each in a process of its own; seconds are medians of the rounds. A whole step is
+selection, reconstruction, loss, gradients, clipping, optimiser, decoder norms and counters, each as the library's own
+loop does it (sparsify does not clip). No AuxK, unless --aux gives every contender that has it an eighth of dead
+features. ReLU and JumpReLU start with a bias or threshold at which just under --l0 features fire per row, and the
+learning rate is 1e-6, so that they stay that dense: L0 is measured at the end. Peak memory is what the contender's
+process becomes larger by. Our process and the product's keep freed memory, as sae-train does (sae_tools.memory); the
+peers' are left as they are, as in their own programs, unless --keep-freed-memory gives it to them too.
 
 --json prints one object per line and nothing else: {"bench", "name", "tokens_per_s", "seconds", "peak_bytes"}.
 --save writes reports/benchmarks.
@@ -22,6 +23,8 @@ import argparse
 import json
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from measure import environment
@@ -31,13 +34,16 @@ if __name__ == "__main__":
 
 import torch
 from contenders.build import builder, names
-from contenders.start import BENCHES, Contender, Setting, make_start
+from contenders.start import BENCHES, Setting, make_start
 from measure import peak, results
 from measure.timing import interleave, paired_ratio, spread
+from measure.worker import Work, Worker
 
 from sae_tools.memory import keep_freed_memory
 
-MEMORY_STEPS = 3
+OURS = ("sae_tools", "sae_tools-bf16", "product")
+SETTLE = 0.02
+"""Seconds between two contenders, in which the threads of the one before stop waiting for more."""
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -54,6 +60,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=None)
     parser.add_argument("--bench", type=lambda text: text.split(","), default=list(BENCHES))
     parser.add_argument("--aux", action="store_true", help="with AuxK wherever there is one")
+    parser.add_argument("--keep-freed-memory", action="store_true", help="for the peers too")
     parser.add_argument("--only", type=lambda text: text.split(","), default=None, help="these contenders")
     args = parser.parse_args(argv)
     if unknown := set(args.bench) - set(BENCHES):
@@ -65,14 +72,16 @@ def wanted(bench: str, only: list[str] | None) -> list[str]:
     return [name for name in names(bench) if only is None or name in only or name == "product"]
 
 
-def peak_bytes(bench: str, name: str, setting: Setting) -> int:
-    """Resident bytes that a few steps of the contender add at their peak.
-
-    The smallest setting comes first, so that what is compiled or loaded on first use is not counted.
-    """
+def worker(bench: str, name: str, setting: Setting, keep: bool, threads: int | None) -> Worker:
+    """A process with one contender. The smallest setting comes first, so that what is compiled or loaded on first use
+    counts as neither time nor memory."""
     make = builder(name)  # imported here, so that the fork shares it
 
-    def work() -> int:
+    def build() -> Work:
+        if threads:
+            torch.set_num_threads(threads)
+        if keep or name in OURS:
+            keep_freed_memory()
         first = make(bench, make_start(setting.small()))
         for _ in range(2):
             first.step()
@@ -80,20 +89,26 @@ def peak_bytes(bench: str, name: str, setting: Setting) -> int:
         start = make_start(setting)
         before = peak.baseline()
         contender = make(bench, start)
-        for _ in range(MEMORY_STEPS):
+
+        def step() -> None:  # what it returns stays where it is
             contender.step()
-        return peak.peak() - before
 
-    return peak.forked(work)
+        return {"step": step, "l0": contender.l0, "peak": lambda: peak.peak() - before}
+
+    return Worker(build)
 
 
-def measure(bench: str, setting: Setting, args: argparse.Namespace, memory: dict[str, int]) -> Iterable[dict]:
+def measure(bench: str, setting: Setting, args: argparse.Namespace) -> Iterable[dict]:
     """One result for every contender of a bench, the product's included."""
-    start = make_start(setting)
-    contenders: dict[str, Contender] = {}
-    for name in wanted(bench, args.only):
-        contenders[name] = builder(name)(bench, start)
-    seconds = interleave({name: c.step for name, c in contenders.items()}, args.repeats)
+    with ExitStack() as stack:
+        workers = {
+            name: stack.enter_context(worker(bench, name, setting, args.keep_freed_memory, args.threads))
+            for name in wanted(bench, args.only)
+        }
+        work = {name: partial(one.do, "step") for name, one in workers.items()}
+        seconds = interleave(work, args.repeats, settle=SETTLE)
+        l0 = {name: None if name == "product" else one.do("l0") for name, one in workers.items()}
+        memory = {name: one.do("peak") for name, one in workers.items()}
     for name, times in seconds.items():
         found = spread(times)
         yield {
@@ -107,7 +122,7 @@ def measure(bench: str, setting: Setting, args: argparse.Namespace, memory: dict
             "of_product": paired_ratio(times, seconds["product"]),
             "of_saelens": paired_ratio(seconds["saelens"], times) if "saelens" in seconds else None,
             "of_sparsify": paired_ratio(seconds["sparsify"], times) if "sparsify" in seconds else None,
-            "l0": None if name == "product" else contenders[name].l0(),
+            "l0": l0[name],
             "peak_bytes": memory[name],
             "times": times,
         }
@@ -153,17 +168,8 @@ def table(found: list[dict[str, Any]]) -> str:
 
 
 def run(args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Memory first, in forks, which have to come before this process computes anything; then time."""
     setting = Setting(args.d_in, args.d_sae, args.k, args.batch, args.l0, args.aux)
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    memory: dict[str, dict[str, int]] = {}
-    for bench in args.bench:
-        memory[bench] = {}
-        for name in wanted(bench, args.only):
-            known = next((m["product"] for m in memory.values() if "product" in m), None)
-            memory[bench][name] = known if name == "product" and known else peak_bytes(bench, name, setting)
-    found = [result for bench in args.bench for result in measure(bench, setting, args, memory[bench])]
+    found = [result for bench in args.bench for result in measure(bench, setting, args)]
     return [*(result for result in found if result["name"] != "product"), pooled_product(found)]
 
 
@@ -178,14 +184,14 @@ def main() -> None:
     args = arguments()
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the peers print is no result
-    keep_freed_memory()
     found = run(args)
     if args.json:
         print(*map(line, found), sep="\n", file=answer)
     else:
         print(table(found), file=answer)
     if args.save:
-        results.save("step_aux" if args.aux else "step", saved(args, found))
+        section = "step" + "_aux" * args.aux + "_kept" * args.keep_freed_memory
+        results.save(section, saved(args, found))
     answer.close()
 
 

