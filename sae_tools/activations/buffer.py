@@ -19,6 +19,7 @@ from torch import Tensor
 from sae_tools.activations.harvest import Harvester
 from sae_tools.activations.mixing import same_document_share
 from sae_tools.errors import UserError
+from sae_tools.memory import release_freed_memory
 from sae_tools.rows import Contexts, Rows
 from sae_tools.seeds import generator
 
@@ -141,6 +142,7 @@ class ShuffleBuffer(Iterator[Rows]):
         self._order = order.to(self.device)
         self._digest, self._filling = digest.hexdigest(), False
         self.same_document = same_document_share(self._store.document[: self._filled])
+        release_freed_memory()  # text and forward passes leave holes of other sizes than steps need
 
     def _draw(self) -> _Pending | None:
         before = self.stream.state_dict()

@@ -30,6 +30,7 @@ from sae_tools.analysis.density import FiringCounts
 from sae_tools.analysis.reconstruction import VarianceUnexplained
 from sae_tools.analysis.subject import Subject, kept_positions, reconstruct
 from sae_tools.config import FidelityConfig, RowsConfig
+from sae_tools.memory import release_freed_memory
 from sae_tools.models.capture import capture
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.intervene import (
@@ -46,7 +47,7 @@ from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts
 from sae_tools.spaces import forward_chain, logit_root
 
-LOGIT_BYTES = 128 * 2**20
+LOGIT_BYTES = 64 * 2**20
 """Bound on one tensor of logits; decides how many contexts are evaluated at a time."""
 
 
@@ -135,6 +136,7 @@ def measure_fidelity(
             edited(zero_ablate(ablation.site, where=kept), ablation.zeroed)
             edited(mean_ablate(ablation.site, ablation.mean, where=kept), ablation.mean_ablated)
         counted += int(kept.sum())
+        release_freed_memory()  # tensors of many sizes, whose holes would add up from batch to batch
         progress(counted)
         if counted >= cfg.tokens:
             break

@@ -12,7 +12,7 @@ from sae_tools.config import BatchTopKConfig, DictionaryConfig, JumpReLUConfig, 
 from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
 from sae_tools.dictionaries.jumprelu import JumpReLUDictionary
-from sae_tools.dictionaries.median import geometric_median
+from sae_tools.dictionaries.median import geometric_median, mean_of_rows
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
 
@@ -77,5 +77,5 @@ def _initial_bias(cfg: DictionaryConfig, dim: int, sample: Tensor | None) -> Flo
         return torch.zeros(dim)
     if sample is None or sample.shape[0] == 0:
         raise ValueError(f"b_dec_init '{cfg.b_dec_init}' needs a sample of rows")
-    bias = sample.mean(0, dtype=torch.float64) if cfg.b_dec_init == "mean" else geometric_median(sample)
+    bias = mean_of_rows(sample) if cfg.b_dec_init == "mean" else geometric_median(sample)
     return bias.float().cpu()

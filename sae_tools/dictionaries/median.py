@@ -7,6 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 
+def mean_of_rows(x: Float[Tensor, "rows d"], chunk: int = 4096) -> Float[Tensor, " d"]:
+    """In float64, without a copy of all of x in it."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64, device=x.device)
+    for part in x.split(chunk):
+        total += part.sum(0, dtype=torch.float64)
+    return total / len(x)
+
+
 @torch.no_grad()
 def geometric_median(
     x: Float[Tensor, "rows d"], *, tolerance: float = 1e-6, max_iterations: int = 200, chunk: int = 4096
@@ -16,7 +24,7 @@ def geometric_median(
     Stops when a step is shorter than `tolerance` times the rows' mean distance; activations take some five iterations.
     Distances are computed in x's dtype, sums of them in float64. Returned in x's dtype.
     """
-    point = x.mean(0, dtype=torch.float64)
+    point = mean_of_rows(x, chunk)
     for _ in range(max_iterations):
         weights, distances, coincident = torch.zeros(3, dtype=torch.float64, device=x.device)
         weighted = torch.zeros_like(point)

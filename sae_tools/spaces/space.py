@@ -94,7 +94,7 @@ class Space:
         factor = self.inverse_sigma_at(scale, position)
         if factor is not None:
             y = y * factor
-        return (y - self.centre) / self.scale
+        return (y - self.centre).div_(self.scale)
 
     def read(self, rows: Rows) -> Float[Tensor, "rows dim"]:
         """`forward` of whole rows."""

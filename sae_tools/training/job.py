@@ -18,6 +18,7 @@ from sae_tools.data.stream import ContextStream
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.errors import UserError
+from sae_tools.memory import release_freed_memory
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Rows
@@ -174,9 +175,14 @@ def build_trainees(
 ) -> list[Trainee]:
     """Fresh trainees: spaces, initial biases and variances estimated on some of the rows."""
     sample = estimation_rows(cfg, model, list(sites.values()), store)
+    release_freed_memory()
     wanted = any(dictionary.space.kind == "logit_update" for dictionary in cfg.dictionaries.values())
     root = logit_root(model) if wanted else None  # once for all
-    return [build_trainee(name, cfg, model, sites[name], sample, root, device) for name in cfg.dictionaries]
+    trainees = []
+    for name in cfg.dictionaries:
+        trainees.append(build_trainee(name, cfg, model, sites[name], sample, root, device))
+        release_freed_memory()
+    return trainees
 
 
 def build_trainee(

@@ -7,6 +7,8 @@ from typing import Protocol
 
 from sae_tools.config import ReLUConfig
 from sae_tools.device import allow_tf32
+from sae_tools.memory import release_freed_memory
+from sae_tools.rows import Rows
 from sae_tools.training.checkpoint import save_checkpoint
 from sae_tools.training.guard import Guard, NonFiniteError
 from sae_tools.training.job import Job
@@ -36,16 +38,12 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
     clock = Clock()
     if job.step == 0 and not job.has_checkpoint:
         save_checkpoint(job)
+        release_freed_memory()
     while job.step < steps:
         guard.before(job.step, job.buffer.state_dict())
         rows = next(job.buffer).to(job.device)
         clock.lap("harvest")
-        xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
-        proposals = [trainee.propose(x, job.step) for trainee, x in zip(job.trainees, xs, strict=True)]
-        guard.check(job.step, xs, proposals)
-        for trainee, proposal in zip(job.trainees, proposals, strict=True):
-            trainee.apply(proposal, job.step, steps, len(rows), guard.frozen)
-        job.step += 1
+        take_step(job, rows, guard)
         clock.lap("train")
 
         resampling = [trainee for trainee in job.trainees if resamples_at(trainee, job.step)]
@@ -68,10 +66,21 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
         observer.update(job.tokens)
         if job.step in checkpoints or stops:
             save_checkpoint(job)
+            release_freed_memory()
             clock.lap("checkpoint")
         if stops:
             return False
     return True
+
+
+def take_step(job: Job, rows: Rows, guard: Guard) -> None:
+    """One step of every dictionary. A function of its own, so that gradients are gone before the next ones come."""
+    xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
+    proposals = [trainee.propose(x, job.step) for trainee, x in zip(job.trainees, xs, strict=True)]
+    guard.check(job.step, xs, proposals)
+    for trainee, proposal in zip(job.trainees, proposals, strict=True):
+        trainee.apply(proposal, job.step, job.steps, len(rows), guard.frozen)
+    job.step += 1
 
 
 def resamples_at(trainee: Trainee, step: int) -> bool:
