@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # the same names, for editors and type checkers
+    from sae_tools.activations.store import Store as Store
+    from sae_tools.activations.store_reader import StoreReader as StoreReader
     from sae_tools.config import JobConfig as JobConfig
     from sae_tools.config import LMConfig as LMConfig
     from sae_tools.config_loading import load_config as load_config
@@ -24,6 +26,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.rows import Rows as Rows
     from sae_tools.spaces import Space as Space
     from sae_tools.training.run import run_job as run_job
+    from sae_tools.training.storing import write_store as write_store
 
 _HOME = {
     "Contexts": "sae_tools.rows",
@@ -34,11 +37,14 @@ _HOME = {
     "ReportConfig": "sae_tools.config_report",
     "Rows": "sae_tools.rows",
     "Space": "sae_tools.spaces",
+    "Store": "sae_tools.activations.store",
+    "StoreReader": "sae_tools.activations.store_reader",
     "UserError": "sae_tools.errors",
     "build_report": "sae_tools.report.build",
     "load_config": "sae_tools.config_loading",
     "load_model": "sae_tools.models.load",
     "run_job": "sae_tools.training.run",
+    "write_store": "sae_tools.training.storing",
 }
 
 __all__ = ["__version__", *_HOME]  # pyright: ignore[reportUnsupportedDunderAll]

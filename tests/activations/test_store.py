@@ -53,7 +53,7 @@ def test_folders_that_are_no_store(tmp_path: Path, folder: Path):
     assert "is not complete" in refused(folder)
 
 
-@pytest.mark.parametrize("n", [0, 5, 100, 3000])
+@pytest.mark.parametrize("n", [0, 5, 100, 3000, 10**9])
 def test_a_truncated_shard(folder: Path, n: int):
     content = (folder / SECOND).read_bytes()
     (folder / SECOND).write_bytes(content[: min(n, len(content) - 1)])

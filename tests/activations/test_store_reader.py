@@ -62,6 +62,7 @@ def test_every_row_is_served_exactly_once_in_each_epoch(
             assert whole_rows(served[epoch * rows : (epoch + 1) * rows]) == expected, epoch
 
 
+@settings(max_examples=25)
 @given(
     window=st.integers(100, 900),
     batch_size=st.integers(1, 120),
