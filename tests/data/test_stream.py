@@ -188,3 +188,13 @@ def test_novels_come_in_blocks_of_a_few(shared: Path):
     resumed = ContextStream(cfg, TOKENIZER, batch=512)
     resumed.load_state_dict(state)
     assert np.array_equal(next(resumed).tokens, expected)
+
+
+def test_going_back_within_a_block_reads_nothing(corpus: Path, monkeypatch: pytest.MonkeyPatch):
+    stream = open_stream(corpus)
+    beginning = stream.state_dict()
+    expected = take(stream, 3)
+    monkeypatch.setattr(stream._blocks, "go_to", lambda *_: pytest.fail("read again"))
+    stream.load_state_dict(json.loads(json.dumps(beginning)))
+    assert stream.state_dict() == beginning
+    assert take(stream, 3) == expected
