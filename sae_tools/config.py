@@ -138,8 +138,10 @@ class BatchTopKConfig(Section):
     aux_coefficient: float = Field(default=1 / 32, ge=0)
     dead_after_tokens: int = Field(default=1_000_000, ge=1)
     """A feature that fired on none of this many tokens counts as dead for AuxK."""
-    threshold_rate: float = Field(default=0.01, gt=0, le=1)
-    """How far each batch moves the threshold towards the smallest activation that it kept."""
+    threshold_rate: float = Field(default=0.05, gt=0, le=1)
+    """How far each batch moves the threshold towards the smallest activation that it kept. That one is a quantile of
+    many and hardly differs between batches, but falls while a dictionary learns: a slow average would lag behind it,
+    and fewer than k features fire after a short run."""
 
 
 class ReLUConfig(Section):
@@ -175,7 +177,11 @@ class JumpReLUConfig(Section):
     """Steps over which the coefficient rises linearly from 0."""
     target_l0: float | None = Field(default=None, gt=0)
     """Features per token that the quadratic penalty asks for."""
-    init_threshold: float = Field(default=0.01, ge=0)
+    init_threshold: float = Field(default=1.0, ge=0)
+    """Of every feature; each moves by about the learning rate per step from there. On rows whose mean squared norm is
+    their dimension, 1 is about a standard deviation of the first pre-activations. From a threshold near 0, hundreds of
+    steps go by with most features active, which is slow; a high one leaves short runs with fewer features than asked
+    for."""
     bandwidth: float = Field(default=0.05, gt=0)
     """Width of the window around a threshold in which pre-activations tell which way to move it."""
     dead_after_tokens: int = Field(default=1_000_000, ge=1)

@@ -35,7 +35,7 @@ class BatchTopKDictionary(Dictionary):
         k: int,
         aux_k: int | None = None,
         aux_coefficient: float = 1 / 32,
-        threshold_rate: float = 0.01,
+        threshold_rate: float = 0.05,
         threshold: float = 0.0,
     ):
         """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
