@@ -147,18 +147,25 @@ def open_buffer(
     )
 
 
-def estimation_rows(cfg: JobConfig, model: LanguageModel, sites: list[Site], store: Store | None = None) -> Rows:
+def estimation_rows(
+    cfg: JobConfig, model: LanguageModel, sites: list[Site], source: ContextStream | Store | None = None
+) -> Rows:
     """The first rows of the training text, or random ones of a store, from which centres, scales and initial biases are
     estimated.
 
-    They are read by a stream of their own, so training sees them too. The final norm's scale is read only where a
-    space asks for it: it costs the whole forward pass.
+    source: the job's stream, which is set back to where it was, so that training sees these rows too and the text is
+    not tokenised twice; None opens one. The final norm's scale is read only where a space asks for it: it costs the
+    whole forward pass.
     """
-    if store is not None:
-        return stored_sample(cfg, store, sites).to(model.device)
+    if isinstance(source, Store):
+        return stored_sample(cfg, source, sites).to(model.device)
     need_scale = estimates_need_scale(cfg.dictionaries.values())
     harvester = Harvester(model, sites, cfg.rows, need_scale=need_scale)
-    return collect_rows(open_stream(cfg, model), harvester, cfg.training.estimate_rows)
+    stream = open_stream(cfg, model) if source is None else source
+    position = stream.state_dict()
+    rows = collect_rows(stream, harvester, cfg.training.estimate_rows)
+    stream.load_state_dict(position)
+    return rows
 
 
 def rows_in_another_order(job: Job, site: Site, seed: int) -> Iterator[Rows]:
@@ -171,10 +178,14 @@ def rows_in_another_order(job: Job, site: Site, seed: int) -> Iterator[Rows]:
 
 
 def build_trainees(
-    cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], device: torch.device, store: Store | None = None
+    cfg: JobConfig,
+    model: LanguageModel,
+    sites: dict[str, Site],
+    device: torch.device,
+    source: ContextStream | Store | None = None,
 ) -> list[Trainee]:
-    """Fresh trainees: spaces, initial biases and variances estimated on some of the rows."""
-    sample = estimation_rows(cfg, model, list(sites.values()), store)
+    """Fresh trainees: spaces, initial biases and variances estimated on some of the rows (see `estimation_rows`)."""
+    sample = estimation_rows(cfg, model, list(sites.values()), source)
     release_freed_memory()
     wanted = any(dictionary.space.kind == "logit_update" for dictionary in cfg.dictionaries.values())
     root = logit_root(model) if wanted else None  # once for all

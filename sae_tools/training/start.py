@@ -53,7 +53,7 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
     run.write_config(cfg)
     try:
-        trainees = build_trainees(cfg, model, sites, device, store)
+        trainees = build_trainees(cfg, model, sites, device, store or stream)
     except UserError:
         run.remove_if_unused()
         raise
@@ -78,12 +78,13 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     _check_provenance(run, before, provenance(model, fingerprint))
     store = open_store(own, model, sites, fingerprint)
     _check_provenance(run, before, provenance(model, fingerprint, store))
+    source = store or stream
     buffer = open_buffer(own, model, list(sites.values()), stream, store)
     stream = buffer if isinstance(buffer, StoreReader) else stream
     state = run.newest_checkpoint()
     run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
-        trainees = build_trainees(own, model, sites, device, store)
+        trainees = build_trainees(own, model, sites, device, source)
         return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
     trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
     buffer.load_state_dict(state["data"])
