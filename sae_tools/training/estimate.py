@@ -13,25 +13,34 @@ from rich.table import Table
 
 from sae_tools.activations.harvest import Harvester
 from sae_tools.activations.store_reader import StoreReader
-from sae_tools.analysis.fidelity import LOGIT_BYTES
-from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpReLUConfig, TopKConfig
-from sae_tools.dictionaries import build_dictionary
-from sae_tools.models.load import DTYPES, LanguageModel
+from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpReLUConfig, ReLUConfig, TopKConfig
+from sae_tools.memory import available_bytes, resident_bytes
+from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
-from sae_tools.rows import Contexts
+from sae_tools.models.sites import Site
 from sae_tools.seeds import generator
+from sae_tools.spaces import Space
+from sae_tools.training.estimate_memory import (
+    Trained,
+    phases,
+    random_contexts,
+    settled_bytes,
+    small_dictionary,
+    trained,
+)
 from sae_tools.training.from_store import open_reader, open_store
 from sae_tools.training.job import open_harvester, open_model, open_stream, row_bytes
 from sae_tools.training.schedule import total_steps
-from sae_tools.training.step import training_step
+from sae_tools.training.trainee import Trainee
 
-PROBE_FEATURES = 1024
-"""Dictionaries are timed at this many features at most; the time of a step grows linearly with them."""
-RUNTIME_BYTES = 600 * 2**20
-"""What the interpreter and its libraries take before anything is loaded (resident, CPU build of torch)."""
-
-LOGITS_HELD = 6
-"""Tensors of logits or log-probabilities that the held-out measurement holds at its peak."""
+PROBE_FEATURES = (1024, 4096)
+"""Numbers of features that a step is timed at where one at the real size would take too long."""
+PROBE_ROWS = 1024
+LONG_STEP = 2.0
+"""Seconds."""
+SPARSE_BIAS = -2.0
+"""b_enc of a timed ReLU or JumpReLU dictionary, with which 2 % of features fire on rows of unit variance: that is how
+it is for most of training, if not in the beginning."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class DictionaryCost:
     flops_per_token: float
     """Of one training step, forward and backward."""
     state_bytes: int
-    """Weights, gradients and Adam's two moments."""
+    """Weights, Adam's two moments, and gradients."""
     step_bytes: int
     """What a step holds at its peak beyond that."""
     seconds_per_token: float
@@ -55,22 +64,19 @@ class Estimate:
     harvest_flops_per_token: float
     harvest_seconds_per_token: float
     buffer_bytes: int
-    sample_bytes: int
-    logit_bytes: int
     dictionaries: dict[str, DictionaryCost]
     tokens: int
+    loading_bytes: int
+    """The most that loading the model took, all in all."""
+    settled_bytes: int
+    """Interpreter, libraries and model."""
+    phases: dict[str, int]
+    """By what the job does in it: memory beyond that."""
 
     @property
     def peak_bytes(self) -> int:
-        """What stays, and the largest of what comes at different times: buffer and step, sample, logits."""
-        states = sum(d.state_bytes for d in self.dictionaries.values())
-        steps = sum(d.step_bytes for d in self.dictionaries.values())
-        return (
-            RUNTIME_BYTES
-            + self.model_bytes
-            + states
-            + max(self.buffer_bytes + steps, self.sample_bytes, self.logit_bytes)
-        )
+        """The most memory that the process has at a time (on an accelerator: both together)."""
+        return max(self.loading_bytes, self.settled_bytes + max(self.phases.values()))
 
     @property
     def seconds(self) -> float:
@@ -96,22 +102,26 @@ class Estimate:
         parameters = self.model_parameters + sum(d.parameters for d in self.dictionaries.values())
         everything = rate(self.seconds / self.tokens)
         table.add_row("together (peak)", f"{parameters:,}", quantity(total_flops), size(self.peak_bytes), everything)
+        when = ", ".join(f"{size(self.settled_bytes + more)} {what}" for what, more in self.phases.items())
+        memory = f"Peak memory: {when}, of which {size(self.settled_bytes)} are interpreter, libraries and model."
         line = (
             f"{self.tokens:,} tokens: about {duration(self.seconds)} on this machine, held-out measurement not counted."
         )
-        return Group(table, line)
+        return Group(table, memory, line)
 
 
 def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate:
-    """Loads the model (no data), times a forward pass on random tokens, or reading a window of the job's store, and a
-    small step of every dictionary.
+    """Loads the model (no data), times a forward pass on random tokens, or reading a window of the job's store, and
+    a step of every dictionary.
 
     Raises UserError for everything about model, sites and store that `sae-train` would refuse.
     """
     device, model, sites = open_model(cfg, model)
+    loading = resident_bytes(peak=True)
     harvester = open_harvester(cfg, model, list(sites.values()))
+    settled = settled_bytes(cfg, model, harvester)
     rows = max(1, cfg.buffer.rows // cfg.training.batch_size) * cfg.training.batch_size
-    buffer_bytes = rows * row_bytes(harvester, DTYPES[cfg.model.dtype].itemsize)
+    buffer_bytes = rows * row_bytes(harvester, model.dtype.itemsize)
     flops = harvester.flops_per_token(cfg.data.context_length)
     if cfg.store is not None:
         store = open_store(cfg, model, sites, open_stream(cfg, model).fingerprint())
@@ -121,45 +131,44 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
     else:
         harvest = time_harvest(cfg, model, harvester)
     dims = {name: site.width for name, site in sites.items()}
-    parameters = parameter_count(model.bridge)
-    widest = max(dims.values())
+    memory = {name: trained(d, dims[name], cfg, device) for name, d in cfg.dictionaries.items()}
     return Estimate(
-        model_parameters=parameters,
+        model_parameters=parameter_count(model.bridge),
         model_bytes=memory_bytes(model.bridge),
         harvest_flops_per_token=flops,
         harvest_seconds_per_token=harvest,
         buffer_bytes=buffer_bytes,
-        sample_bytes=cfg.training.estimate_rows * (2 * row_bytes(harvester, 4) + 4 * widest),
-        logit_bytes=LOGITS_HELD * max(LOGIT_BYTES, 4 * model.d_vocab * cfg.data.context_length),
-        dictionaries={name: dictionary_cost(d, dims[name], cfg, device) for name, d in cfg.dictionaries.items()},
+        dictionaries={n: dictionary_cost(d, sites[n], memory[n], cfg, device) for n, d in cfg.dictionaries.items()},
         tokens=total_steps(cfg.training) * cfg.training.batch_size,
+        loading_bytes=loading,
+        settled_bytes=settled,
+        phases=phases(cfg, model, sites, harvester, buffer_bytes, list(memory.values())),
     )
 
 
-def dictionary_cost(cfg: DictionaryConfig, dim: int, job: JobConfig, device: torch.device) -> DictionaryCost:
-    batch, d_sae = job.training.batch_size, cfg.d_sae
-    parameters = 2 * dim * d_sae + d_sae + dim
-    product = 2 * dim * d_sae
-    if isinstance(cfg.architecture, JumpReLUConfig):
-        parameters += d_sae
+def dictionary_cost(
+    cfg: DictionaryConfig, site: Site, memory: Trained, job: JobConfig, device: torch.device
+) -> DictionaryCost:
+    product = 2 * site.width * cfg.d_sae
     if isinstance(cfg.architecture, TopKConfig | BatchTopKConfig):
         # The encoder's product over all features; decoding and the three gradients over the active ones.
-        flops = product + 4 * (2 * dim * cfg.architecture.k)
-        dense = 1
+        flops = product + 4 * (2 * site.width * cfg.architecture.k)
     else:
         # Encoder, decoder, and the gradients of the activations, the decoder and the encoder.
         flops = 5 * product
-        dense = 4
-    step_bytes = 4 * batch * (dense * d_sae + 6 * dim) + 4 * 2 * dim * d_sae
-    return DictionaryCost(parameters, flops, 4 * 4 * parameters, step_bytes, time_step(cfg, dim, batch, device) / batch)
+    return DictionaryCost(
+        memory.parameters // 4,
+        flops,
+        3 * memory.parameters + memory.gradients,
+        max(0, memory.step - memory.gradients),
+        time_step(cfg, site, job, device, memory) / job.training.batch_size,
+    )
 
 
 def time_harvest(cfg: JobConfig, model: LanguageModel, harvester: Harvester) -> float:
     """Seconds per row of harvesting, from random tokens."""
-    shape = (min(cfg.buffer.contexts_per_forward, 8), cfg.data.context_length)
-    tokens = torch.randint(0, model.d_vocab, shape, generator=generator(cfg.seed, "estimate"))
-    contexts = Contexts(tokens, torch.zeros_like(tokens))
-    kept = max(1, int(harvester.keep(tokens).sum()))
+    contexts = random_contexts(cfg, model, min(cfg.buffer.contexts_per_forward, 8))
+    kept = max(1, int(harvester.keep(contexts.tokens).sum()))
     return seconds_of(lambda: harvester.harvest(contexts), model.device) / kept
 
 
@@ -171,25 +180,38 @@ def time_reading(reader: StoreReader) -> float:
     return (time.perf_counter() - start) / rows
 
 
-def time_step(cfg: DictionaryConfig, dim: int, batch: int, device: torch.device) -> float:
-    """Seconds of one training step on `batch` random rows, scaled up from `PROBE_FEATURES` features."""
-    architecture = cfg.architecture
-    needed = getattr(architecture, "k", None) or getattr(architecture, "target_l0", None) or 1
-    probe = min(cfg.d_sae, max(PROBE_FEATURES, math.ceil(needed)))
-    if isinstance(architecture, TopKConfig | BatchTopKConfig):
-        architecture = architecture.model_copy(update={"aux_k": min(architecture.aux_k or 1, probe)})
-    small = cfg.model_copy(update={"d_sae": probe, "b_dec_init": "zero", "architecture": architecture})
-    x = torch.randn(min(batch, 1024), dim, generator=generator(0, "estimate", dim))
-    dictionary = build_dictionary(small, dim, generator(0, "estimate"), x).to(device)
-    x = x.to(device)
-    optimiser = torch.optim.Adam(dictionary.parameters(), fused=True)
+def time_step(cfg: DictionaryConfig, site: Site, job: JobConfig, device: torch.device, memory: Trained) -> float:
+    """Seconds of one training step, from random rows: timed at its real size if it is short and fits into the memory
+    that there is, else a line through two smaller numbers of features, and in proportion to the rows."""
+    batch, rows = job.training.batch_size, min(job.training.batch_size, PROBE_ROWS)
+    few, many = (min(cfg.d_sae, features) for features in PROBE_FEATURES)
+    first = timed_step(cfg, site, job, device, few, rows)
+    whole = first * (cfg.d_sae / few) * (batch / rows)
+    if device.type == "cuda" or (whole < LONG_STEP and 3 * memory.parameters + memory.step < available_bytes() / 2):
+        return timed_step(cfg, site, job, device, cfg.d_sae, batch)
+    second = timed_step(cfg, site, job, device, many, rows)
+    slope = max(0.0, second - first) / max(1, many - few)
+    return (first + slope * (cfg.d_sae - few)) * (batch / rows)
+
+
+def timed_step(
+    cfg: DictionaryConfig, site: Site, job: JobConfig, device: torch.device, features: int, rows: int
+) -> float:
+    """Seconds of a step, optimiser included, with so many features on so many rows."""
+    x = torch.randn(rows, site.width, generator=generator(0, "estimate", site.width))
+    dictionary = small_dictionary(cfg, x, features)
+    if isinstance(cfg.architecture, ReLUConfig | JumpReLUConfig):
+        dictionary.b_enc.data.fill_(SPARSE_BIAS)
+    zeros = torch.zeros(site.width)
+    space = Space("resid", site, site.width, site.width, "none", 1.0, zeros, zeros).to(device)
+    cfg = cfg.model_copy(update={"d_sae": dictionary.d_sae})
+    trainee = Trainee("timed", site, cfg, job.training, space, dictionary.to(device), torch.ones(()))
+    x, frozen = x.to(device), torch.zeros((), device=device)
 
     def step() -> None:
-        for parameter, gradient in zip(dictionary.parameters(), training_step(dictionary, x).gradients, strict=True):
-            parameter.grad = gradient
-        optimiser.step()
+        trainee.apply(trainee.propose(x, 0), 0, 1, rows, frozen)
 
-    return seconds_of(step, device) * (cfg.d_sae / probe) * (batch / len(x))
+    return seconds_of(step, device)
 
 
 def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:

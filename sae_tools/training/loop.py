@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from typing import Protocol
 
 from sae_tools.config import ReLUConfig
 from sae_tools.device import allow_tf32
-from sae_tools.memory import release_freed_memory
+from sae_tools.memory import phase
 from sae_tools.rows import Rows
 from sae_tools.training.checkpoint import save_checkpoint
 from sae_tools.training.guard import Guard, NonFiniteError
@@ -37,13 +38,15 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
     allow_tf32(job.device)
     clock = Clock()
     if job.step == 0 and not job.has_checkpoint:
-        save_checkpoint(job)
-        release_freed_memory()
+        with phase():
+            save_checkpoint(job)
+    first = job.step
     while job.step < steps:
         guard.before(job.step, job.buffer.state_dict())
         rows = next(job.buffer).to(job.device)
         clock.lap("harvest")
-        take_step(job, rows, guard)
+        with phase() if job.step == first else nullcontext():  # the first one leaves Adam's moments behind
+            take_step(job, rows, guard)
         clock.lap("train")
 
         resampling = [trainee for trainee in job.trainees if resamples_at(trainee, job.step)]
@@ -65,8 +68,8 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
             observer.record(record)
         observer.update(job.tokens)
         if job.step in checkpoints or stops:
-            save_checkpoint(job)
-            release_freed_memory()
+            with phase():
+                save_checkpoint(job)
             clock.lap("checkpoint")
         if stops:
             return False

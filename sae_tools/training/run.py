@@ -15,7 +15,7 @@ from sae_tools.analysis.fidelity import contexts_per_batch, measure_fidelity
 from sae_tools.analysis.subject import Subject
 from sae_tools.analysis.table import LEGEND, fidelity_tables
 from sae_tools.config import JobConfig
-from sae_tools.memory import release_freed_memory
+from sae_tools.memory import phase
 from sae_tools.models.load import LanguageModel
 from sae_tools.rows import Contexts
 from sae_tools.runs import atomic
@@ -54,15 +54,15 @@ def run_job(
     Raises UserError for what the user can mend, NonFiniteError (one too) when the numbers blow up.
     """
     console = console or Console(stderr=True, soft_wrap=True)
-    job = start_job(cfg, model) if resume is None else resume_job(resume, cfg, model)
-    release_freed_memory()  # of the rows that spaces and biases were estimated from
+    with phase():
+        job = start_job(cfg, model) if resume is None else resume_job(resume, cfg, model)
     try:
         describe(job, console, resumed=resume is not None)
         with open_observer(job, console) as observer:
             finished = train_job(job, observer, should_stop)
         job.buffer.release()
-        release_freed_memory()
-        fidelity = evaluate(job, console, should_stop) if finished else None
+        with phase():
+            fidelity = evaluate(job, console, should_stop) if finished else None
         if fidelity is None:
             what = "Trained, but not measured yet" if finished else f"Stopped after {job.tokens:,} tokens"
             console.print(f"{what}. To go on: sae-train --resume {job.run.path}")
