@@ -177,11 +177,10 @@ class JumpReLUConfig(Section):
     """Steps over which the coefficient rises linearly from 0."""
     target_l0: float | None = Field(default=None, gt=0)
     """Features per token that the quadratic penalty asks for."""
-    init_threshold: float = Field(default=1.0, ge=0)
+    init_threshold: float = Field(default=0.25, ge=0)
     """Of every feature; each moves by about the learning rate per step from there. On rows whose mean squared norm is
-    their dimension, 1 is about a standard deviation of the first pre-activations. From a threshold near 0, hundreds of
-    steps go by with most features active, which is slow; a high one leaves short runs with fewer features than asked
-    for."""
+    their dimension, 1 is about a standard deviation of the first pre-activations: from there a third of the features
+    may never fire, while near 0 most are active for hundreds of steps, which is slow."""
     bandwidth: float = Field(default=0.05, gt=0)
     """Width of the window around a threshold in which pre-activations tell which way to move it."""
     dead_after_tokens: int = Field(default=1_000_000, ge=1)
