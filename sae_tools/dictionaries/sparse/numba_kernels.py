@@ -244,11 +244,12 @@ def _fill_above_rows(pre: Any, threshold: Any, offsets: Any, features: Any, valu
 
 def _dots_rows(offsets: Any, features: Any, a: Any, b: Any, out: Any, first: int, last: int) -> None:
     for r in range(_U(first), _U(last)):
+        x = a[r]
         for p in range(_U(offsets[r]), _U(offsets[r + _U(1)])):
-            f = _U(features[p])
+            y = b[_U(features[p])]
             total = np.float32(0)
             for i in range(_U(a.shape[1])):
-                total += a[r, i] * b[f, i]
+                total += x[i] * y[i]
             out[p] = total
 
 
@@ -270,6 +271,6 @@ _select = _jit(_largest_first)
 _top_k = _jit(_top_k_rows)
 _count_above = _jit(_count_above_rows)
 _fill_above = _jit(_fill_above_rows)
-# Sums of products may be taken in any order, as a matrix product does too.
-_dots = _jit(_dots_rows, fastmath={"reassoc", "contract"})
+# Sums of products may be taken in any order, as a matrix product does too; without all three there are no vectors.
+_dots = _jit(_dots_rows, fastmath={"reassoc", "contract", "nsz"})
 _by_feature = _jit(_by_feature_pairs)
