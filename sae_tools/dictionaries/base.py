@@ -149,8 +149,9 @@ class Dictionary(nn.Module, ABC):
         loss, terms = found.loss / len(x), self._terms(found, len(x)) | found.batch
         if self.aux_coefficient > 0:
             terms["aux"] = aux = torch.zeros_like(loss)
-            if selected.dead is not None:
+            if selected.dead is not None and dead is not None:
                 aux = self._auxiliary_loss(selected.dead, centred, found.error.detach())
+                aux = torch.where(dead.any(), aux, 0.0)  # with fixed shapes there may be none
                 terms["aux"] = aux.detach()
             loss = loss + self.aux_coefficient * aux
         return _step_output(loss, terms, on.fired(found.f), len(x))

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary, Objective, Selected
-from sae_tools.dictionaries.sparse import Pairs, Selection, Support, select_largest, select_top_k
+from sae_tools.dictionaries.sparse import Support, select_largest
 from sae_tools.dictionaries.topk import checked_aux_k
 
 
@@ -51,11 +51,8 @@ class BatchTopKDictionary(Dictionary):
         return torch.where(pre > self.threshold, pre, 0.0).relu()
 
     def select(self, centred: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Selected:
-        active = select_largest(centred, self.encoder, self.b_enc, self.k * len(centred))
-        if dead is None:
-            return Selected(active, None)
-        fixed_shapes = centred.device.type != "cpu"
-        return Selected(active, select_dead(centred, self.encoder, self.b_enc, dead, self.aux_k, fixed_shapes))
+        count = self.k * len(centred)
+        return Selected(*select_largest(centred, self.encoder, self.b_enc, count, dead=dead, aux_k=self.aux_k))
 
     def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
         f = z.relu()
@@ -74,25 +71,3 @@ def smallest_positive(f: Tensor) -> Float[Tensor, ""]:
     infinity = f.new_full((1,), torch.inf)
     smallest = torch.cat([torch.where(f > 0, f, torch.inf).flatten(), infinity]).min()
     return torch.where(smallest < torch.inf, smallest, 0.0)
-
-
-def select_dead(
-    centred: Float[Tensor, "rows d_in"],
-    encoder: Float[Tensor, "d_sae d_in"],
-    b_enc: Float[Tensor, " d_sae"],
-    dead: Bool[Tensor, " d_sae"],
-    aux_k: int,
-    fixed_shapes: bool,
-) -> Selection | None:
-    """The up to `aux_k` largest pre-activations of each row among dead features; None where none is dead.
-
-    fixed_shapes: do not ask which features are dead, which an accelerator would have to be waited for; entries beyond
-    their number then have the value -inf.
-    """
-    if fixed_shapes:
-        return select_top_k(centred, encoder, b_enc.masked_fill(~dead, -torch.inf), aux_k)[0]
-    columns = dead.nonzero().squeeze(1)
-    if not len(columns):
-        return None
-    values, pairs = select_top_k(centred, encoder[columns], b_enc[columns], min(aux_k, len(columns)))[0]
-    return Selection(values, Pairs(columns[pairs.features.long()].int(), pairs.offsets, len(encoder)))

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_tools.dictionaries import BatchTopKDictionary, StepOutput
-from sae_tools.dictionaries.batchtopk import select_dead, smallest_positive
-from sae_tools.dictionaries.sparse import Pairs
+from sae_tools.dictionaries.batchtopk import smallest_positive
 from sae_tools.errors import UserError
 
 NAMES = ("encoder", "b_enc", "W_dec", "b_dec")
@@ -128,32 +127,6 @@ def test_a_batch_on_which_nothing_is_positive() -> None:
     check_step(dictionary, x, torch.ones(30, dtype=torch.bool), 1e-10)
     dictionary.after_step_(out.terms, GO)
     assert dictionary.threshold == 0
-
-
-def test_both_searches_for_dead_features_agree() -> None:
-    """Off the CPU shapes are fixed: entries of -inf where there are fewer dead features than aux_k."""
-    dictionary, x = make(8, 40, 4), rows(50, 8)
-    arguments = ((x - dictionary.b_dec).detach(), dictionary.encoder, dictionary.b_enc)
-    for n_dead in (1, 3, 6, 20, 40):
-        dead = torch.arange(40) < n_dead
-        counted, fixed = (select_dead(*arguments, dead, 6, shapes) for shapes in (False, True))
-        assert counted is not None and fixed is not None and len(fixed.values) == 50 * 6
-        assert len(counted.values) == 50 * min(6, n_dead)
-        there = fixed.values > -torch.inf
-        assert (fixed.pairs.features[there] < n_dead).all()
-        ours = torch.zeros(50 * 40).double().index_put_((flat(counted.pairs),), counted.values)
-        theirs = torch.zeros(50 * 40).double().index_put_((flat(fixed.pairs)[there],), fixed.values[there])
-        assert torch.allclose(ours, theirs) and (ours != 0).sum() == len(counted.values)
-        for candidates in (counted, fixed):
-            loss = dictionary._auxiliary_loss(candidates, arguments[0], x)
-            assert torch.allclose(loss, dictionary._auxiliary_loss(counted, arguments[0], x))
-            assert all(torch.isfinite(g).all() for g in gradients(dictionary, loss))
-    assert select_dead(*arguments, torch.zeros(40, dtype=torch.bool), 6, False) is None
-
-
-def flat(pairs: Pairs) -> Tensor:
-    """Row · d_sae + feature of each pair."""
-    return torch.arange(pairs.rows).repeat_interleave(pairs.offsets.diff()) * pairs.d_sae + pairs.features
 
 
 @pytest.mark.parametrize(

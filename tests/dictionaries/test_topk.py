@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_tools.dictionaries import StepOutput, TopKDictionary
-from sae_tools.dictionaries.sparse import Pairs, decode_at, preactivations_at
-from sae_tools.dictionaries.sparse.select import _top_dead
+from sae_tools.dictionaries.sparse import Pairs, decode_at, preactivations_at, torch_kernels
+from sae_tools.dictionaries.sparse.select import DeadCandidates
 
 NAMES = ("encoder", "b_enc", "W_dec", "b_dec")
 
@@ -121,15 +121,22 @@ def test_relu_comes_after_topk() -> None:
 def test_both_searches_for_dead_features_agree() -> None:
     """Off the CPU the auxiliary loss has fixed shapes and a mask; the loss is the same."""
     pre = make(8, 40, 4).pre_activations(rows(50, 8)).detach()
-    for n_dead in (1, 3, 6, 20, 40):
+    for n_dead in (0, 1, 3, 6, 20, 40):
         dead = torch.arange(40) < n_dead
-        counted, counted_indices = _top_dead(pre, dead, dead.nonzero().squeeze(1), 6)
-        fixed, indices = _top_dead(pre, dead, None, 6)
-        assert fixed.shape == (50, 6)
-        alive = fixed > -torch.inf
+        counted, fixed = DeadCandidates(dead, 6, torch_kernels), DeadCandidates(dead, 6, torch_kernels)
+        fixed.dead, fixed.columns = dead, None  # as off the CPU
+        for part in pre.split(20):
+            counted.see(part)
+            fixed.see(part)
+        few, all_six = counted.chosen(40), fixed.chosen(40)
+        assert all_six is not None and (few is None) == (n_dead == 0)
+        values, indices = all_six.values.view(50, 6), all_six.pairs.features.view(50, 6)
+        alive = values > -torch.inf
         assert (indices[alive] < n_dead).all() and (alive.sum(-1) == min(6, n_dead)).all()
-        assert torch.equal(pre.gather(1, counted_indices.long()), counted)
-        assert torch.equal(counted.sort(-1).values, fixed.sort(-1).values[:, -min(6, n_dead) :])
+        if few is not None:
+            n = min(6, n_dead)
+            assert torch.equal(pre.gather(1, few.pairs.features.view(50, n).long()).flatten(), few.values)
+            assert torch.equal(few.values.view(50, n).sort(-1).values, values.sort(-1).values[:, -n:])
 
 
 def test_pre_activations_at_minus_infinity_stand_for_nothing() -> None:

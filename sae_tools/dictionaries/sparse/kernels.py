@@ -19,8 +19,11 @@ _FAST = {"cpu": "numba_kernels", "cuda": "triton_kernels"}
 
 
 def kernels_for(tensor: Tensor) -> ModuleType:
-    """The module whose kernels are the fastest for `tensor`'s device and dtype."""
-    if tensor.dtype not in (torch.float32, torch.bfloat16) or tensor.device.type not in _FAST:
+    """The module whose kernels are the fastest for parameters and rows of `tensor`'s device and dtype.
+
+    Only float32 has kernels of its own (`top_k` of such a module also takes candidates in bfloat16).
+    """
+    if tensor.dtype != torch.float32 or tensor.device.type not in _FAST:
         return torch_kernels
     return _fast(tensor.device.type, os.environ.get("SAE_TOOLS_KERNELS"))
 

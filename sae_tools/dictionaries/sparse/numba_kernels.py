@@ -31,7 +31,6 @@ from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, largest_entri
 __all__ = [
     "above",
     "by_feature",
-    "count_above",
     "dots",
     "largest_entries",
     "sum_by_feature",
@@ -97,26 +96,21 @@ def top_k(pre: Float[Tensor, "rows d_sae"], k: int) -> tuple[Float[Tensor, "rows
 
 
 def above(
-    pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]
-) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """(offsets, features, values) of the entries that are larger than their column's threshold."""
+    pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"], at_most: int | None = None
+) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]] | None:
+    """(offsets, features, values) of the entries that are larger than their column's threshold; None if they are more
+    than `at_most`."""
     pre, threshold = pre.detach().contiguous(), threshold.detach().contiguous()
-    offsets = _counts_above(pre, threshold)
-    features, values = torch.empty(int(offsets[-1]), dtype=torch.int32), pre.new_empty(int(offsets[-1]))
+    counts = torch.zeros(len(pre) + 1, dtype=torch.int32)
+    _over_rows(_count_above, len(pre), pre.numpy(), threshold.numpy(), counts[1:].numpy())
+    offsets = counts.cumsum(0)
+    found = int(offsets[-1])
+    if at_most is not None and found > at_most:
+        return None
+    offsets, features, values = offsets.int(), torch.empty(found, dtype=torch.int32), pre.new_empty(found)
     arrays = (x.numpy() for x in (pre, threshold, offsets, features, values))
     _over_rows(_fill_above, len(pre), *arrays)
     return offsets, features, values
-
-
-def count_above(pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]) -> int:
-    """How many entries `above` would find."""
-    return int(_counts_above(pre.detach().contiguous(), threshold.detach().contiguous())[-1])
-
-
-def _counts_above(pre: Tensor, threshold: Tensor) -> Int[Tensor, " bounds"]:
-    counts = torch.zeros(len(pre) + 1, dtype=torch.int32)
-    _over_rows(_count_above, len(pre), pre.numpy(), threshold.numpy(), counts[1:].numpy())
-    return counts.cumsum(0, dtype=torch.int32)
 
 
 def dots(
@@ -126,7 +120,7 @@ def dots(
     b: Float[Tensor, "d_sae d"],
 ) -> Float[Tensor, " pairs"]:
     """<a of the pair's row, b of its feature> for each pair."""
-    out = torch.empty(len(features))
+    out = torch.empty(len(features), dtype=torch.float32)
     arrays = (x.detach().contiguous().numpy() for x in (offsets, features, a, b, out))
     _over_rows(_dots, len(a), *arrays)
     return out
@@ -214,7 +208,7 @@ def _top_k_rows(pre: Any, k: int, depth: int, indices: Any, first: int, last: in
             v = pre[r, c]
             values[n], found[n] = v, np.int32(c)
             n += _U(v >= t)
-        if n < _U(k):  # NaN or no finite number: anything will do, the loss is not finite either
+        if n < _U(k):  # NaN all over the row: anything will do, the loss is not finite either
             for j in range(_U(k)):
                 indices[r, j] = np.int32(j)
         else:

@@ -29,8 +29,8 @@ class Pairs:
     def of_rows(indices: Int[Tensor, "rows k"], d_sae: int) -> Pairs:
         """The same number of features in every row."""
         rows, k = indices.shape
-        offsets = torch.arange(0, rows * k + 1, k, device=indices.device) if k else torch.zeros(rows + 1)
-        return Pairs(indices.flatten().int(), offsets.int(), d_sae)
+        offsets = k * torch.arange(rows + 1, dtype=torch.int32, device=indices.device)
+        return Pairs(indices.flatten().int(), offsets, d_sae)
 
     @property
     def rows(self) -> int:
@@ -41,9 +41,8 @@ class Pairs:
 
     @cached_property
     def by_feature(self) -> ByFeature:
-        return kernels_for(torch.empty(0, device=self.features.device)).by_feature(
-            self.offsets, self.features, self.d_sae
-        )
+        fast = kernels_for(torch.empty(0, dtype=torch.float32, device=self.features.device))
+        return fast.by_feature(self.offsets, self.features, self.d_sae)
 
     def dots(self, a: Float[Tensor, "rows d"], b: Float[Tensor, "d_sae d"]) -> Float[Tensor, " pairs"]:
         """<a of the pair's row, b of its feature>."""

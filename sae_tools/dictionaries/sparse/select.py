@@ -6,6 +6,7 @@ Nothing of size rows x d_sae outlives its micro-batch. Gradients are not recorde
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,8 +23,11 @@ MICRO_BATCH_ENTRIES = {"cpu": 2**26, "cuda": 2**29}
 """Pre-activations that exist at a time, by device: 256 MiB and 2 GiB in float32. Below some 500 rows the product of a
 CPU gets slower; a GPU has the memory, and fewer launches then."""
 MIN_MICRO_BATCH = 256
-SAMPLED_ENTRIES = 2**18
-"""Pre-activations from which the threshold of a selection over the whole batch is estimated."""
+SAMPLED_ENTRIES, SAMPLED_ACTIVE = 2**17, 600
+"""A threshold for the whole batch is estimated from at least this many pre-activations, and from so many that about
+this many of them exceed it (a standard error of 4 %, where a quarter more than needed is asked for)."""
+PROBED_ROWS = 32
+"""Rows from which it is seen that a dictionary is dense before the whole product is made."""
 
 
 class Selection(NamedTuple):
@@ -55,6 +59,38 @@ def spare_candidates(k: int) -> int:
     return max(8, k // 4)
 
 
+class DeadCandidates:
+    """Collects the up to `aux_k` largest pre-activations of each row among dead features, micro-batch by micro-batch.
+
+    Where it costs nothing to ask which features are dead, only these are looked at. On accelerators shapes do not
+    depend on the data: entries beyond the number of dead features have the value -inf.
+    """
+
+    def __init__(self, dead: Bool[Tensor, " d_sae"] | None, aux_k: int, kernels: ModuleType):
+        self.dead, self.aux_k, self.kernels = dead, aux_k, kernels
+        self.columns = None
+        if dead is not None and dead.device.type == "cpu":
+            self.columns = dead.nonzero().squeeze(1)
+            self.dead = dead if len(self.columns) else None
+        self.parts: list[tuple[Tensor, Tensor]] = []
+
+    def see(self, pre: Float[Tensor, "micro d_sae"]) -> None:
+        if self.dead is None:
+            return
+        if self.columns is None:
+            self.parts.append(self.kernels.top_k(pre.masked_fill(~self.dead, -torch.inf), self.aux_k))
+            return
+        values, indices = self.kernels.top_k(pre.index_select(1, self.columns), min(self.aux_k, len(self.columns)))
+        self.parts.append((values, self.columns[indices.long()].int()))
+
+    def chosen(self, d_sae: int) -> Selection | None:
+        """None where no feature is dead."""
+        if not self.parts:
+            return None
+        values, indices = _joined(self.parts)
+        return Selection(values.flatten(), Pairs.of_rows(indices, d_sae))
+
+
 @torch.no_grad()
 def select_top_k(
     centred: Float[Tensor, "rows d_in"],
@@ -74,29 +110,20 @@ def select_top_k(
     d_sae, kernels = len(encoder), kernels_for(centred)
     exact = precision == "float32" or centred.dtype != torch.float32
     wanted = k if exact else min(d_sae, k + spare_candidates(k))
-    columns = None if dead is None or centred.device.type != "cpu" else dead.nonzero().squeeze(1)
-    if columns is not None and not len(columns):
-        dead = None
-    chosen, chosen_dead = [], []
+    chosen, candidates = [], DeadCandidates(dead, aux_k, kernels)
     for pre in micro_batches(centred, encoder, b_enc, "float32" if exact else "bfloat16"):
         chosen.append(kernels.top_k(pre, wanted))
-        if dead is not None:
-            chosen_dead.append(_top_dead(pre, dead, columns, aux_k))
+        candidates.see(pre)
     values, indices = _joined(chosen)
+    found = candidates.chosen(d_sae)
     if not exact:
-        candidates = Pairs.of_rows(indices, d_sae)
-        again = _evaluate(centred, encoder, b_enc, candidates).view(indices.shape)
+        again = _evaluate(centred, encoder, b_enc, Pairs.of_rows(indices, d_sae)).view(indices.shape)
         values, place = kernels.top_k(again, k)
         indices = indices.gather(1, place.long())
-    selection = Selection(values.flatten(), Pairs.of_rows(indices, d_sae))
-    if dead is None:
-        return selection, None
-    values, indices = _joined(chosen_dead)
-    pairs = Pairs.of_rows(indices, d_sae)
-    if exact:
-        return selection, Selection(values.flatten(), pairs)
-    again = _evaluate(centred, encoder, b_enc, pairs)
-    return selection, Selection(torch.where(torch.isneginf(values.flatten()), values.flatten().float(), again), pairs)
+        if found is not None:
+            again = _evaluate(centred, encoder, b_enc, found.pairs)
+            found = Selection(torch.where(torch.isneginf(found.values), -torch.inf, again), found.pairs)
+    return Selection(values.flatten(), Pairs.of_rows(indices, d_sae)), found
 
 
 def _joined(parts: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
@@ -108,15 +135,6 @@ def _evaluate(centred: Tensor, encoder: Tensor, b_enc: Tensor, pairs: Pairs) -> 
     return pairs.dots(centred, encoder) + b_enc.index_select(0, pairs.features)
 
 
-def _top_dead(pre: Tensor, dead: Tensor, columns: Tensor | None, aux_k: int) -> tuple[Tensor, Tensor]:
-    """Where it costs nothing to ask which features are dead (`columns`), only these are looked at. Elsewhere shapes do
-    not depend on the data: entries beyond the number of dead features have the value -inf."""
-    if columns is None:
-        return kernels_for(pre).top_k(pre.masked_fill(~dead, -torch.inf), aux_k)
-    values, indices = kernels_for(pre).top_k(pre.index_select(1, columns), min(aux_k, len(columns)))
-    return values, columns[indices.long()].int()
-
-
 @torch.no_grad()
 def select_above(
     centred: Float[Tensor, "rows d_in"],
@@ -125,15 +143,19 @@ def select_above(
     threshold: Float[Tensor, " d_sae"],
     max_density: float,
 ) -> Selection | None:
-    """All pre-activations above their feature's threshold; None where they are more than `max_density` of a
-    micro-batch, and on accelerators, which would have to be asked how many there are."""
+    """All pre-activations above their feature's threshold; None where they are more than `max_density` of the first
+    rows or of a micro-batch, and on accelerators, which would have to be asked how many there are."""
     if centred.device.type != "cpu":
         return None
     kernels, parts = kernels_for(centred), []
+    probe = torch.addmm(b_enc, centred[:PROBED_ROWS], encoder.T)
+    if int((probe > threshold).sum()) > max_density * probe.numel():
+        return None
     for pre in micro_batches(centred, encoder, b_enc):
-        if kernels.count_above(pre, threshold) > max_density * pre.numel():
+        found = kernels.above(pre, threshold, at_most=int(max_density * pre.numel()))
+        if found is None:
             return None
-        parts.append(kernels.above(pre, threshold))
+        parts.append(found)
     return _concatenated(parts, len(encoder))
 
 
@@ -155,40 +177,50 @@ def select_largest(
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
     count: int,
-) -> Selection:
-    """The `count` largest pre-activations of the whole batch: BatchTopK's selection (Bussmann et al. 2024, arXiv
-    2412.06410).
+    *,
+    dead: Bool[Tensor, " d_sae"] | None = None,
+    aux_k: int = 0,
+) -> tuple[Selection, Selection | None]:
+    """(the `count` largest pre-activations of the whole batch, the up to `aux_k` largest of each row among dead
+    features or None). The former is BatchTopK's selection (Bussmann et al. 2024, arXiv 2412.06410).
 
     On a CPU only positive ones, which are all that ReLU leaves, so there may be fewer. Elsewhere exactly `count`.
     """
-    count = min(count, len(centred) * len(encoder))
+    entries = len(centred) * len(encoder)
+    count = min(count, entries)
     if centred.device.type != "cpu":
-        return _largest_fixed(centred, encoder, b_enc, count)
-    share = 1.25 * count / (len(centred) * len(encoder))
+        return _largest_fixed(centred, encoder, b_enc, count, dead, aux_k)
+    share = 1.25 * count / entries if entries else 1.0
     while True:
-        found = _above_share(centred, encoder, b_enc, share)
-        if found is not None and len(found.pairs) >= count:
-            return _keep_largest(found, count)
-        if found is not None and share >= 1:  # no more are positive
-            return found
-        share = 1.0 if found is not None and share > 0.5 else min(1.0, 4 * share)
+        candidates = DeadCandidates(dead, aux_k, kernels_for(centred))
+        found, level = _above_share(centred, encoder, b_enc, share, candidates)
+        if len(found.pairs) >= count:
+            found = _keep_largest(found, count)
+        elif level > 0:
+            share *= 4
+            continue
+        return found, candidates.chosen(len(encoder))
 
 
-def _above_share(centred: Tensor, encoder: Tensor, b_enc: Tensor, share: float) -> Selection | None:
-    """The positive entries above a threshold that about `share` of all exceed; with 1, all positive ones."""
-    kernels, parts, threshold = kernels_for(centred), [], None
+def _above_share(
+    centred: Tensor, encoder: Tensor, b_enc: Tensor, share: float, candidates: DeadCandidates
+) -> tuple[Selection, float]:
+    """The positive entries above a level that about `share` of all exceed, and that level; 0: all positive ones."""
+    kernels, parts, level, threshold = kernels_for(centred), [], 0.0, None
     for pre in micro_batches(centred, encoder, b_enc):
         if threshold is None:
-            level = 0.0 if share >= 1 else max(0.0, _quantile_of_sample(pre, share))
+            level = 0.0 if share >= 0.5 else max(0.0, _level_of_sample(pre, share))
             threshold = b_enc.new_full((len(encoder),), level)
         parts.append(kernels.above(pre, threshold))
-    return _concatenated(parts, len(encoder))
+        candidates.see(pre)
+    return _concatenated(parts, len(encoder)), level
 
 
-def _quantile_of_sample(pre: Tensor, share: float) -> float:
-    """A number that about `share` of the entries exceed, from some of the rows."""
-    rows = max(1, min(len(pre), SAMPLED_ENTRIES // pre.shape[1]))
-    sample = pre[:: max(1, len(pre) // rows)].flatten()
+def _level_of_sample(pre: Float[Tensor, "rows d_sae"], share: float) -> float:
+    """A number that about `share` of the entries exceed, from some of them: of all rows, which may differ much in
+    length, and of all features."""
+    wanted = max(SAMPLED_ENTRIES, round(SAMPLED_ACTIVE / share))
+    sample = pre.flatten()[:: max(1, pre.numel() // wanted) | 1]
     place = min(len(sample), max(1, round(share * len(sample))))
     return float(sample.topk(place, sorted=False).values.min())
 
@@ -206,16 +238,21 @@ def _keep_largest(found: Selection, count: int) -> Selection:
     return Selection(values[keep], Pairs(pairs.features[keep], kept[pairs.offsets.long()], pairs.d_sae))
 
 
-def _largest_fixed(centred: Tensor, encoder: Tensor, b_enc: Tensor, count: int) -> Selection:
+def _largest_fixed(
+    centred: Tensor, encoder: Tensor, b_enc: Tensor, count: int, dead: Tensor | None, aux_k: int
+) -> tuple[Selection, Selection | None]:
     """The same in shapes that do not depend on the data."""
     d_sae, kernels, best, places, start = len(encoder), kernels_for(centred), [], [], 0
+    candidates = DeadCandidates(dead, aux_k, kernels)
     for pre in micro_batches(centred, encoder, b_enc):
         values, found = kernels.largest_entries(pre, min(count, pre.numel()))
         best.append(values)
         places.append(found + start)
         start += pre.numel()
+        candidates.see(pre)
     values, chosen = torch.cat(best).topk(count, sorted=False)
     flat, order = torch.cat(places)[chosen].sort()
     bounds = torch.arange(len(centred) + 1, device=flat.device) * d_sae
     offsets = torch.searchsorted(flat, bounds).int()
-    return Selection(values[order], Pairs((flat % d_sae).int(), offsets, d_sae))
+    pairs = Pairs((flat % d_sae).int(), offsets, d_sae)
+    return Selection(values[order], pairs), candidates.chosen(d_sae)

@@ -2,7 +2,8 @@
 
 Pairs of a row and an active feature come grouped by row: `offsets` [rows + 1] says where each row's `features` begin.
 Any floating dtype, any device. Every kernel has the same name, arguments and result in `numba_kernels.py` (CPU) and
-`triton_kernels.py` (CUDA).
+`triton_kernels.py` (CUDA), but for which of equal numbers is chosen, and for NaN: chosen first here and by Triton, last
+by numba.
 """
 
 from __future__ import annotations
@@ -44,18 +45,15 @@ def largest_entries(
 
 
 def above(
-    pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]
-) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]]:
-    """(offsets, features, values) of the entries that are larger than their column's threshold. Their number depends on
-    the data: on an accelerator this waits for the device."""
+    pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"], at_most: int | None = None
+) -> tuple[Int[Tensor, " bounds"], Int[Tensor, " pairs"], Float[Tensor, " pairs"]] | None:
+    """(offsets, features, values) of the entries that are larger than their column's threshold; None if they are more
+    than `at_most`. Their number depends on the data: on an accelerator this waits for the device."""
     mask = pre > threshold
-    offsets = F.pad(mask.sum(-1).cumsum(0), (1, 0)).int()
-    return offsets, mask.nonzero()[:, 1].int(), pre[mask]
-
-
-def count_above(pre: Float[Tensor, "rows d_sae"], threshold: Float[Tensor, " d_sae"]) -> int:
-    """How many entries `above` would find."""
-    return int((pre > threshold).sum())
+    offsets = F.pad(mask.sum(-1).cumsum(0), (1, 0))
+    if at_most is not None and int(offsets[-1]) > at_most:
+        return None
+    return offsets.int(), mask.nonzero()[:, 1].int(), pre[mask]
 
 
 def row_of_pairs(offsets: Int[Tensor, " bounds"], pairs: int) -> Int[Tensor, " pairs"]:

@@ -116,6 +116,20 @@ def test_inputs_that_are_not_contiguous() -> None:
     check(dictionary, x)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_parameters_of_other_dtypes(dtype: torch.dtype) -> None:
+    """Served by PyTorch's kernels; half precision as exactly as it can be."""
+    parameters = tensors(24, 100, 0)
+    x = torch.randn(30, 24, generator=torch.Generator().manual_seed(0)).to(dtype)
+    for make in (lambda t: TopKDictionary(*t, k=5), lambda t: ReLUDictionary(*t)):
+        dictionary, single = make([t.to(dtype) for t in parameters]), make([t.clone() for t in parameters])
+        dictionary.selection_precision = "bfloat16"
+        out, reference = dictionary.losses(x, l1=0.1), single.losses(x.float(), l1=0.1)
+        assert out.loss.item() == pytest.approx(reference.loss.item(), rel=0.02)
+        for g, p in zip(torch.autograd.grad(out.loss, list(dictionary.parameters())), parameters, strict=True):
+            assert g.dtype == dtype and g.shape == p.shape and torch.isfinite(g).all()
+
+
 class in_micro_batches:
     """Within it, a micro-batch is a few rows."""
 

@@ -83,12 +83,16 @@ def test_top_k_in_bfloat16(module: ModuleType, rows: int, d_sae: int, k: int) ->
 def test_above(module: ModuleType, rows: int, d_sae: int, level: float) -> None:
     pre = random(rows, d_sae, seed=rows)
     threshold = level + 0.3 * random(d_sae, seed=1)
-    offsets, features, values = module.above(pre, threshold)
+    found = module.above(pre, threshold)
+    assert found is not None
+    offsets, features, values = found
     mask = (pre > threshold).numpy()
     assert offsets.tolist() == [0, *np.cumsum(mask.sum(1))]
     assert features.tolist() == np.nonzero(mask)[1].tolist()
     assert torch.equal(values, pre[torch.from_numpy(mask)])
-    assert module.count_above(pre, threshold) == mask.sum()
+    total = int(mask.sum())
+    assert module.above(pre, threshold, total) is not None
+    assert total == 0 or module.above(pre, threshold, total - 1) is None
 
 
 def some_pairs(rows: int, d_sae: int, density: float, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -160,7 +164,7 @@ def test_threads_do_not_change_a_bit() -> None:
 
 def test_which_kernels_serve_what(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels.kernels_for(torch.zeros(1)) is numba_kernels
-    assert kernels.kernels_for(torch.zeros(1, dtype=torch.bfloat16)) is numba_kernels
-    assert kernels.kernels_for(torch.zeros(1, dtype=torch.float64)) is torch_kernels
+    for dtype in (torch.bfloat16, torch.float16, torch.float64):
+        assert kernels.kernels_for(torch.zeros(1, dtype=dtype)) is torch_kernels
     monkeypatch.setenv("SAE_TOOLS_KERNELS", "torch")
     assert kernels.kernels_for(torch.zeros(1)) is torch_kernels

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given
@@ -86,7 +88,7 @@ def test_the_largest_of_the_whole_batch(rows: int, d_sae: int, share: float) -> 
     """BatchTopK: exactly so many, unless fewer are positive."""
     count = max(1, round(share**2 * rows * d_sae))
     centred, encoder, b_enc, pre = problem(rows, 8, d_sae, seed=rows)
-    mask, values = dense(select_largest(centred, encoder, b_enc, count), d_sae)
+    mask, values = dense(select_largest(centred, encoder, b_enc, count)[0], d_sae)
     wanted = min(count, int((pre > 0).sum()))
     assert mask.sum() == wanted
     assert torch.allclose(values[mask], pre[mask], atol=1e-5)
@@ -99,13 +101,13 @@ def test_the_largest_where_nearly_all_are_in_a_few_rows() -> None:
     centred[:60] *= 1e-3
     pre = torch.addmm(b_enc - 5, centred, encoder.T)
     for count in (1, 10, 100):
-        mask, _ = dense(select_largest(centred, encoder, b_enc - 5, count), 200)
+        mask, _ = dense(select_largest(centred, encoder, b_enc - 5, count)[0], 200)
         assert mask.sum() == min(count, int((pre > 0).sum()))
 
 
 def test_equal_numbers_are_taken_in_order_until_there_are_enough() -> None:
     encoder, b_enc = torch.zeros(50, 4), torch.ones(50)
-    found = select_largest(torch.randn(6, 4), encoder, b_enc, 70)
+    found, _ = select_largest(torch.randn(6, 4), encoder, b_enc, 70)
     assert found.pairs.offsets.tolist() == [0, 50, 70, 70, 70, 70, 70]
 
 
@@ -113,9 +115,39 @@ def test_fixed_shapes_choose_the_same() -> None:
     """The way of accelerators: exactly `count`, whatever their sign."""
     centred, encoder, b_enc, pre = problem(40, 8, 100)
     for count in (1, 77, 1500, 4000):
-        mask, values = dense(select._largest_fixed(centred, encoder, b_enc, count), 100)
+        mask, values = dense(select._largest_fixed(centred, encoder, b_enc, count, None, 0)[0], 100)
         assert mask.sum() == count
         assert torch.allclose(values[mask].sort().values, pre.flatten().sort().values[4000 - count :], atol=1e-5)
+
+
+def test_one_product_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of very different length, and fewer positive numbers than are wanted: neither takes a second product."""
+    products = []
+    once = select.micro_batches
+
+    def counted(*arguments: Tensor) -> Iterator[Tensor]:
+        products.append(1)
+        yield from once(*arguments)
+
+    monkeypatch.setattr(select, "micro_batches", counted)
+    monkeypatch.setitem(select.MICRO_BATCH_ENTRIES, "cpu", 10**9)
+    centred, encoder, b_enc, _ = problem(2048, 8, 400)
+    centred *= torch.randn(2048, 1, generator=torch.Generator().manual_seed(1)).exp()
+    for shift, count in ((0, 2048 * 8), (-30, 2048 * 8)):
+        products.clear()
+        select_largest(centred, encoder, b_enc + shift, count)
+        assert len(products) == 1
+
+
+def test_batches_without_rows() -> None:
+    centred, encoder, b_enc, _ = problem(0, 8, 40)
+    for found in (
+        select_top_k(centred, encoder, b_enc, 3)[0],
+        select_top_k(centred, encoder, b_enc, 3, precision="bfloat16")[0],
+        select_above(centred, encoder, b_enc, b_enc, 0.1),
+        select_largest(centred, encoder, b_enc, 0)[0],
+    ):
+        assert found is not None and len(found.pairs) == 0 and found.pairs.rows == 0
 
 
 def test_above_thresholds() -> None:
