@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
 from sae_tools.errors import UserError
@@ -30,6 +32,15 @@ def multiplies_bfloat16(device: torch.device) -> bool:
         return False
     has = torch.cpu.get_capabilities()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def selection_precision(
+    setting: Literal["auto", "float32", "bfloat16"], device: torch.device
+) -> Literal["float32", "bfloat16"]:
+    """What `training.selection` means on a device."""
+    if setting != "auto":
+        return setting
+    return "bfloat16" if multiplies_bfloat16(device) else "float32"
 
 
 def allow_tf32(device: torch.device) -> None:

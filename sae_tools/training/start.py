@@ -13,6 +13,7 @@ from sae_tools.activations.store import Store
 from sae_tools.activations.store_reader import StoreReader
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import config_differences, load_config
+from sae_tools.device import selection_precision
 from sae_tools.dictionaries import build_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
@@ -49,7 +50,10 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     stream = open_stream(cfg, model)
     check_heldout(cfg, model)
     store = open_store(cfg, model, sites, stream.fingerprint())
-    cfg = cfg.model_copy(update={"provenance": provenance(model, stream.fingerprint(), store)})
+    # A resumed run selects as this one did, on whatever machine.
+    training = cfg.training.model_copy(update={"selection": selection_precision(cfg.training.selection, device)})
+    made_from = provenance(model, stream.fingerprint(), store)
+    cfg = cfg.model_copy(update={"training": training, "provenance": made_from})
     run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
     run.write_config(cfg)
     try:
@@ -65,13 +69,14 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
 def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | None = None) -> Job:
     """A run where its newest complete checkpoint left it; what was written past that checkpoint is dropped.
 
-    cfg: must equal the run's own, but for where the run is; None takes the run's.
+    cfg: must equal the run's own, but for where the run and its store are; None takes the run's.
     Raises UserError if `path` is no run, or if its configuration, model or data are not those it was started with.
     """
     run = RunDirectory.open(path)
     own = load_config(JobConfig, run.config)
     if cfg is not None:
         _check_same(run, cfg, own)
+        own = own.model_copy(update={"store": cfg.store})  # it may have been moved; what it holds is checked below
     device, model, sites = open_model(own, model)
     stream = open_stream(own, model)
     before, fingerprint = own.provenance or {}, stream.fingerprint()
@@ -126,7 +131,10 @@ def _saved_trainee(
 
 def _check_same(run: RunDirectory, cfg: JobConfig, own: JobConfig) -> None:
     for key, (given, saved) in config_differences(cfg, own).items():
-        if key.split(".")[0] not in NOT_COMPARED:
+        if (key, given) == ("training.selection", "auto"):  # the run's own says what that was
+            continue
+        moved = key == "store" and given is not None and saved is not None
+        if key.split(".")[0] not in NOT_COMPARED and not moved:
             raise UserError(
                 f"{run.path} cannot be resumed with another configuration: {key} is {given}, but the run has {saved}."
             )

@@ -14,7 +14,7 @@ from sae_tools.config import (
     TopKConfig,
     TrainingConfig,
 )
-from sae_tools.device import multiplies_bfloat16
+from sae_tools.device import selection_precision
 from sae_tools.dictionaries import Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
@@ -48,8 +48,7 @@ class Trainee:
         self.training = training
         self.space = space
         self.dictionary = dictionary
-        auto = "bfloat16" if multiplies_bfloat16(dictionary.b_dec.device) else "float32"
-        dictionary.selection_precision = auto if training.selection == "auto" else training.selection
+        dictionary.selection_precision = selection_precision(training.selection, dictionary.b_dec.device)
         self.variance = variance.to(dictionary.b_dec.device)
         self.base_lr = cfg.lr or training.lr
         self.optimiser = torch.optim.Adam(
