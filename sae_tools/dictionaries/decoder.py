@@ -11,12 +11,11 @@ from sae_tools.dictionaries.base import Dictionary
 
 @torch.no_grad()
 def remove_parallel_gradient_(gradient: Float[Tensor, "d_sae d_out"], W_dec: Float[Tensor, "d_sae d_out"]) -> None:
-    """g_i <- g_i - (g_i · d_i) d_i / (d_i · d_i) in `gradient`, d_i the i-th decoder row.
+    """g_i <- g_i - (g_i · d_i) d_i in `gradient`, d_i the i-th decoder row, of norm 1.
 
     Without it the optimiser's moments take up a part of the gradient that normalisation undoes anyway.
     """
-    lengths = torch.linalg.vecdot(W_dec, W_dec).clamp_min_(torch.finfo(W_dec.dtype).tiny)
-    gradient.addcmul_(W_dec, torch.linalg.vecdot(gradient, W_dec).div_(lengths).unsqueeze(1), value=-1)
+    gradient.addcmul_(W_dec, torch.linalg.vecdot(gradient, W_dec).unsqueeze(1), value=-1)
 
 
 @torch.no_grad()

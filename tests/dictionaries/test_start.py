@@ -91,7 +91,7 @@ def test_unit_decoder_step(d: int, d_sae: int, seed: int) -> None:
     assert torch.allclose(torch.cosine_similarity(dictionary.W_dec, W_dec), torch.ones(()))
     gradient = torch.randn(d_sae, d, generator=g)
     left = gradient.clone()
-    remove_parallel_gradient_(left, 3 * dictionary.W_dec.detach())  # their direction counts, not their length
+    remove_parallel_gradient_(left, dictionary.W_dec.detach())
     assert (left * dictionary.W_dec).sum(-1).abs().max() < 1e-6 * max(1.0, gradient.norm(dim=-1).max().item())
     along = (gradient * dictionary.W_dec).sum(-1, keepdim=True) * dictionary.W_dec
     assert torch.allclose(left + along, gradient, atol=1e-5)

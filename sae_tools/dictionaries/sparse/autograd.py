@@ -35,7 +35,7 @@ class _Decode(torch.autograd.Function):
     def forward(ctx: Any, f: Tensor, W_dec: Tensor, pairs: Pairs):
         ctx.save_for_backward(f, W_dec)
         ctx.pairs = pairs
-        return pairs.sum_by_row(f, W_dec)
+        return pairs.sum_by_row(f.detach(), W_dec.detach())
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):

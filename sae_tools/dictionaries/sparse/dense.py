@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_tools.dictionaries.sparse.product import affine
 from sae_tools.dictionaries.sparse.select import micro_batch_rows
 
 
@@ -46,7 +47,7 @@ def dense_gradients(
     for part in x.split(micro_batch_rows(len(encoder), x.device)):
         with torch.no_grad():
             centred = part - b_dec
-            z = torch.addmm(b_enc, centred, encoder.T)
+            z = affine(centred, encoder, b_enc)
         z.requires_grad_()
         with torch.enable_grad():
             loss, parts = objective(z, part)

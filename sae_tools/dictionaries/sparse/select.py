@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_tools.dictionaries.sparse.kernels import kernels_for
 from sae_tools.dictionaries.sparse.pairs import Pairs
+from sae_tools.dictionaries.sparse.product import affine
 
 Precision = Literal["float32", "bfloat16"]
 """Of the product that candidates for TopK are chosen from; what is chosen is always evaluated in the weights' dtype."""
@@ -51,7 +52,7 @@ def micro_batches(
     if precision == "bfloat16":
         centred, encoder, b_enc = centred.bfloat16(), encoder.bfloat16(), b_enc.bfloat16()
     for part in centred.split(micro_batch_rows(len(encoder), centred.device)):
-        yield torch.addmm(b_enc, part, encoder.T)
+        yield affine(part, encoder, b_enc)
 
 
 def spare_candidates(k: int) -> int:
@@ -148,7 +149,7 @@ def select_above(
     if centred.device.type != "cpu":
         return None
     kernels, parts = kernels_for(centred), []
-    probe = torch.addmm(b_enc, centred[:PROBED_ROWS], encoder.T)
+    probe = affine(centred[:PROBED_ROWS], encoder, b_enc)
     if int((probe > threshold).sum()) > max_density * probe.numel():
         return None
     for pre in micro_batches(centred, encoder, b_enc):

@@ -97,6 +97,7 @@ def sum_by_feature(
     pairs: ByFeature, weights: Float[Tensor, " pairs"], vectors: Float[Tensor, "rows d"]
 ) -> Float[Tensor, "d_sae d"]:
     """Σ weight · vector of its row, over the pairs of each feature; weights in the order of the rows."""
+    in_order = weights.index_select(0, pairs.order)
     return F.embedding_bag(
-        pairs.rows, vectors, pairs.starts, per_sample_weights=weights[pairs.order], mode="sum", include_last_offset=True
+        pairs.rows, vectors, pairs.starts, per_sample_weights=in_order, mode="sum", include_last_offset=True
     )

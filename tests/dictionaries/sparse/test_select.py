@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from sae_tools.dictionaries.sparse import Selection, select, select_above, select_largest, select_top_k
+from sae_tools.dictionaries.sparse.product import affine
 
 
 @pytest.fixture(params=[10**9, 3000], ids=["whole", "micro-batches"], autouse=True)
@@ -160,3 +161,15 @@ def test_above_thresholds() -> None:
     density = mask.float().mean().item()
     assert select_above(centred, encoder, b_enc, threshold, max_density=density / 2) is None
     assert select_above(centred, encoder, b_enc, threshold + 100, max_density=0.5) is not None  # nothing active
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("rows", [0, 1, 33])
+def test_the_product_with_its_bias(dtype: torch.dtype, rows: int) -> None:
+    centred, encoder, b_enc, pre = problem(rows, 24, 70)
+    found = affine(centred.to(dtype), encoder.to(dtype), b_enc.to(dtype))
+    assert found.dtype == dtype and not found.requires_grad
+    tolerance = 1e-5 if dtype in (torch.float32, torch.float64) else 0.03
+    assert torch.allclose(found.float(), pre, atol=tolerance, rtol=tolerance)
+    apart = affine(centred.T.contiguous().T.to(dtype), encoder.to(dtype), b_enc.to(dtype))  # not contiguous
+    assert torch.allclose(apart.float(), pre, atol=tolerance, rtol=tolerance)
