@@ -37,6 +37,8 @@ PIECE_BYTES = 2**20
 """About the size of a piece: large enough that reading is not slower than in order."""
 PIECES = 64
 """Pieces in a window, at least, however small that makes them."""
+POSITION = ("epoch", "at", "served")
+"""What a saved state says of where the reader stood: in which window, and how many rows it had served of it."""
 
 
 class _Part(NamedTuple):
@@ -89,6 +91,9 @@ class StoreReader(Iterator[Rows]):
         self._order = torch.zeros(0, dtype=torch.int64)
         self._epoch, self._at = 0, -1
         self._filled = self._served = 0
+        self._unfinished: tuple[int, int, int] | None = None
+        """(epoch, window, rows served of it) before the batch that is being put together, or of the position that is
+        being gone to: where an interrupted reader stands, whatever is in memory by then."""
         self._pieces: tuple[int, np.ndarray, np.ndarray] | None = None
         self.same_document = float("nan")
         """Share of same-document pairs among the rows of this window, which a batch of it has on average."""
@@ -102,19 +107,24 @@ class StoreReader(Iterator[Rows]):
     def epoch(self) -> int:
         """Passes over the text that were completed before the rows now served, as of ContextStream: a store may hold
         several, and serves them mixed."""
-        return (self._epoch + 1) * self.store.manifest.text_passes - 1
+        return (self._position()[0] + 1) * self.store.manifest.text_passes - 1
 
     # Serving
 
     def __next__(self) -> Rows:
+        if self._unfinished is not None:
+            self._go_to(*self._unfinished)
+        self._unfinished = (self._epoch, self._at, self._served)
         parts: list[Rows] = []
         missing = self.batch_size
         while missing and (self._served < self._filled or self._next_window()):
             parts.append(self._take(min(missing, self._filled - self._served)))
             missing -= len(parts[-1])
-        if not parts:
+        batch = Rows.concatenate(parts) if len(parts) > 1 else parts[0] if parts else None
+        self._unfinished = None
+        if batch is None:
             raise StopIteration
-        return parts[0] if len(parts) == 1 else Rows.concatenate(parts)
+        return batch
 
     def _take(self, count: int) -> Rows:
         index = self._order[self._served : self._served + count]
@@ -137,6 +147,16 @@ class StoreReader(Iterator[Rows]):
         self._load(epoch, at)
         return True
 
+    def _go_to(self, epoch: int, at: int, served: int) -> None:
+        """To a position, at −1 before the first window. Interrupted on the way, the reader counts as being there."""
+        self._unfinished = (epoch, at, served)
+        if at >= 0:
+            self._load(epoch, at)
+        else:
+            self._epoch, self._at, self._filled = epoch, at, 0
+        self._served = served
+        self._unfinished = None
+
     def _load(self, epoch: int, at: int) -> None:
         """Bring a window into memory, ready to be served from its first row; tell the system which is next."""
         self._filled = self._served = 0
@@ -154,7 +174,7 @@ class StoreReader(Iterator[Rows]):
     def _parts(self, epoch: int, at: int) -> list[_Part]:
         """The rows of a window, in the order in which they are on disk."""
         pieces, ends = self._order_of_pieces(epoch)
-        first, last = (self.store.rows * i // self.windows for i in (at, at + 1))
+        first, last = self._bounds(at)
         parts = []
         number = int(np.searchsorted(ends, first, side="right"))
         while first < last:
@@ -166,6 +186,10 @@ class StoreReader(Iterator[Rows]):
             parts.append(_Part(shard, begin + skip, begin + skip + count))
             first, number = first + count, number + 1
         return sorted(parts)
+
+    def _bounds(self, at: int) -> tuple[int, int]:
+        """Where a window begins and ends among the rows of an epoch."""
+        return self.store.rows * at // self.windows, self.store.rows * (at + 1) // self.windows
 
     @property
     def _pieces_of_shard(self) -> int:
@@ -238,20 +262,35 @@ class StoreReader(Iterator[Rows]):
             "piece": self.piece_rows,
         }
 
+    def _position(self) -> tuple[int, int, int]:
+        return self._unfinished or (self._epoch, self._at, self._served)
+
     def state_dict(self) -> dict[str, Any]:
-        """A small JSON-able value, from which a new reader of the same store goes on with the very next batch."""
-        return {**self._settings(), "epoch": self._epoch, "at": self._at, "served": self._served}
+        """A small JSON-able value, from which a new reader of the same store goes on with the very next batch; after an
+        interrupt, with the one that was interrupted."""
+        return {**self._settings(), **dict(zip(POSITION, self._position(), strict=True))}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes to a saved position (reading one window). UserError if the reader was set up otherwise."""
+        """Goes to a saved position (reading one window). UserError if the reader was set up otherwise, or if its store
+        has no such position."""
         for key, mine in self._settings().items():
             if state.get(key) != mine:
                 raise UserError(f"The saved run read its store with {key} {state.get(key)}, but this one has {mine}.")
-        self._filled = self._served = 0
-        self._epoch, self._at = state["epoch"], state["at"]
-        if self._at >= 0:
-            self._load(self._epoch, self._at)
-            self._served = state["served"]
+        position: list[Any] = [state.get(key) for key in POSITION]
+        if not self._exists(*position):
+            found = ", ".join(f"{key} {value}" for key, value in zip(POSITION, position, strict=True))
+            raise UserError(
+                f"The saved run's place in its store is damaged: there is no {found} among {self.windows:,} windows of "
+                f"at most {self.window_rows:,} rows."
+            )
+        self._go_to(*position)
+
+    def _exists(self, epoch: Any, at: Any, served: Any) -> bool:
+        if any(type(x) is not int for x in (epoch, at, served)):
+            return False
+        if at == -1:
+            return epoch == served == 0
+        return epoch >= 0 and 0 <= at < self.windows and 0 <= served <= self._bounds(at)[1] - self._bounds(at)[0]
 
     def describe(self) -> dict[str, int]:
         """Truthful sizes. rows: of the window; bytes: what the reader keeps allocated; bytes_per_row."""

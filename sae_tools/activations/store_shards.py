@@ -133,11 +133,11 @@ def _offsets(path: Path, header: dict[str, Any], layout: Layout, base: int) -> t
     if header.keys() != layout.columns.keys():
         different = sorted(header.keys() ^ layout.columns.keys())
         raise UserError(f"{path} has other columns than its store ({', '.join(different)}).")
-    rows = int(header["tokens"]["shape"][0])
+    rows = _size(header["tokens"]["shape"][0])
     offsets, spans = {}, []
     for column, (dtype, width) in layout.columns.items():
         entry = header[column]
-        start, stop = (int(x) for x in entry["data_offsets"])
+        start, stop = (_size(x) for x in entry["data_offsets"])
         shape = [rows] if width is None else [rows, width]
         if entry["dtype"] != CODES[dtype] or entry["shape"] != shape or stop - start != rows * layout.bytes_of(column):
             found = f"{entry['dtype']} {entry['shape']}"
@@ -148,3 +148,10 @@ def _offsets(path: Path, header: dict[str, Any], layout: Layout, base: int) -> t
     if rows < 1 or spans[0][0] != 0 or any(a[1] != b[0] for a, b in zip(spans, spans[1:], strict=False)):
         raise UserError(f"{path} is damaged: its columns overlap or leave gaps.")
     return offsets, rows
+
+
+def _size(x: Any) -> int:
+    """A number of rows or bytes as a header declares it: JSON has fractions and infinities too. Raises TypeError."""
+    if type(x) is not int or not 0 <= x < 2**63:
+        raise TypeError
+    return x

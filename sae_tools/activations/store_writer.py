@@ -70,6 +70,11 @@ def look(path: Path, plan: Plan) -> Written:
         header = read_header(path / name, plan.layout)
         if header.rows != plan.rows_of(number) or header.meta.get("shard") != number:
             raise UserError(f"{path / name} is not shard {number} of its store: remove it and those after it.")
+        passes = header.meta.get("text_passes")
+        if not isinstance(header.meta.get("next"), dict) or type(passes) is not int or passes < 1:
+            raise UserError(
+                f"{path / name} does not say where the text stood after its rows: remove it and those after it."
+            )
         headers.append(header)
     return Written(False, headers)
 
@@ -111,7 +116,10 @@ def fill_store(
         if headers:
             last = path / shard_name(len(headers) - 1)
             load_tensors(last)  # every byte of it: the one that was written when something went wrong
-            buffer.load_state_dict(headers[-1].meta["next"])
+            after = headers[-1].meta["next"]
+            if after.keys() != buffer.state_dict().keys():
+                raise UserError(f"{last} does not say where the text stood after its rows: remove it.")
+            buffer.load_state_dict(after)
         for number in range(len(headers), plan.shards):
             if should_stop():
                 return None
@@ -152,5 +160,5 @@ def _plan_of(file: Path) -> Plan:
     """The plan that a shard carries. Raises UserError for a file that is damaged or no shard."""
     try:
         return Plan.model_validate(read_meta(file)["plan"])
-    except (KeyError, TypeError, ValueError):  # pydantic's own error is a ValueError
+    except (KeyError, TypeError, ValueError, RecursionError):  # pydantic's own error is a ValueError
         raise UserError(f"{file} is no part of an activation store of sae_tools.") from None

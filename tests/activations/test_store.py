@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import struct
 from pathlib import Path
@@ -116,6 +117,15 @@ HEADERS = [
     lambda h: h["__metadata__"].update(meta="{"),
     lambda h: h["__metadata__"].update(sha256="0" * 64),
     lambda h: h["activations.mlp_out@1"].update(shape=[20, -2]),
+    lambda h: h["tokens"].update(shape=[math.inf]),
+    lambda h: h["tokens"].update(shape=[math.nan]),
+    lambda h: h["tokens"].update(shape=[20.0]),
+    lambda h: h["tokens"].update(shape=[True]),
+    lambda h: h["tokens"].update(shape=[10**4000], data_offsets=[0, 4 * 10**4000]),
+    lambda h: h["tokens"].update(data_offsets=[0, math.inf]),
+    lambda h: h["document"].update(data_offsets=[math.nan, 160]),
+    lambda h: h["document"].update(data_offsets=[str(x) for x in h["document"]["data_offsets"]]),
+    lambda h: h["document"].update(data_offsets=[0.5, 160.5]),
 ]
 
 

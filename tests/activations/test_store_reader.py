@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 
@@ -86,6 +87,60 @@ def test_a_resumed_reader_goes_on_bit_for_bit(store: Store, window: int, batch_s
     rest, again = list(islice(straight, 12)), list(islice(resumed, 12))
     assert all(same_rows(a, b) for a, b in zip(rest, again, strict=True))
     assert straight.state_dict() == resumed.state_dict() and straight.epoch == resumed.epoch
+
+
+@pytest.mark.parametrize(
+    ("window", "batch_size", "cut"),
+    [(500, 125, 0), (500, 125, 4), (300, 64, 4), (300, 64, 8), (2000, 100, 20), (2000, 300, 6), (100, 250, 1)],
+    ids=["first", "window", "within a batch", "again within", "epoch", "epoch within a batch", "many windows"],
+)
+def test_an_interrupted_batch_was_not_served(store: Store, monkeypatch, window: int, batch_size: int, cut: int):
+    def fresh() -> StoreReader:
+        return StoreReader(store, rows=window, batch_size=batch_size, seed=0)
+
+    straight, reader, resumed = fresh(), fresh(), fresh()
+    for either in (straight, reader):
+        list(islice(either, cut))
+    before = reader.epoch
+    for copies in (2, 0, 1):  # again and again, also on the way back
+        interrupt_after(monkeypatch, copies, lambda: next(reader))
+        assert reader.state_dict() == straight.state_dict() and reader.epoch == before
+    resumed.load_state_dict(json.loads(json.dumps(reader.state_dict())))
+    for expected in islice(straight, 30):
+        assert same_rows(next(reader), expected) and same_rows(next(resumed), expected)
+    assert reader.state_dict() == resumed.state_dict() == straight.state_dict()
+
+
+@pytest.mark.parametrize("cut", [1, 4, 5, 20])
+def test_interrupted_on_the_way_to_a_saved_position(store: Store, monkeypatch, cut: int):
+    def fresh() -> StoreReader:
+        return StoreReader(store, rows=300, batch_size=64, seed=0)
+
+    straight, resumed, again = fresh(), fresh(), fresh()
+    list(islice(straight, cut))
+    list(islice(resumed, 7))
+    state = straight.state_dict()
+    interrupt_after(monkeypatch, 2, lambda: resumed.load_state_dict(state))
+    assert resumed.state_dict() == state and resumed.epoch == straight.epoch
+    again.load_state_dict(resumed.state_dict())
+    for expected in islice(straight, 12):
+        assert same_rows(next(resumed), expected) and same_rows(next(again), expected)
+
+
+def interrupt_after(monkeypatch, copies: int, doing: Callable[[], object]) -> None:
+    """Ctrl-C while a window is being read, after so many of its shards."""
+    real, left = StoreReader._copy, [copies]
+
+    def copy(self, shard, parts, place):
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return real(self, shard, parts, place)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StoreReader, "_copy", copy)
+        with pytest.raises(KeyboardInterrupt):
+            doing()
 
 
 def test_the_seed_decides_the_order_and_nothing_else_does(store: Store):
@@ -192,6 +247,36 @@ def test_another_readers_state_is_refused(store: Store, changed: dict[str, int],
     state = StoreReader(store, rows=300, batch_size=50, seed=0).state_dict()
     with pytest.raises(UserError, match=f"read its store with {said}"):
         StoreReader(store, **{"rows": 300, "batch_size": 50, "seed": 0, **changed}).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        {"at": 7},
+        {"at": -2},
+        {"at": -1},
+        {"at": None},
+        {"at": True},
+        {"at": 1.0},
+        {"served": 10**6},
+        {"served": 287},
+        {"served": -1},
+        {"served": "50"},
+        {"epoch": -1},
+        {"epoch": 0.5},
+    ],
+    ids=str,
+)
+def test_a_position_that_does_not_exist_is_refused(store: Store, place: dict[str, object]):
+    reader, straight = (StoreReader(store, rows=300, batch_size=50, seed=0) for _ in range(2))
+    next(reader)
+    next(straight)
+    state = reader.state_dict()
+    with pytest.raises(UserError, match=r"place in its store is damaged: .* 7 windows of at most 286 rows\.$"):
+        reader.load_state_dict({**state, **place})
+    with pytest.raises(UserError, match="place in its store is damaged"):
+        reader.load_state_dict({key: value for key, value in state.items() if key not in place})
+    assert reader.state_dict() == state and same_rows(next(reader), next(straight))
 
 
 def test_another_stores_state_is_refused(store: Store, tmp_path: Path):

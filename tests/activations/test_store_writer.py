@@ -19,6 +19,7 @@ from sae_tools.activations.store import Store
 from sae_tools.activations.store_writer import check_space, fill_store, look, sizes
 from sae_tools.errors import UserError
 from sae_tools.rows import Rows
+from sae_tools.runs.tensors import load_tensors, save_tensors
 from tests.activations.fakes import FakeHarvester, FakeStream
 from tests.activations.stores import (
     files_of,
@@ -174,6 +175,30 @@ def test_a_damaged_shard_is_not_gone_on_from(tmp_path: Path):
     shard.write_bytes(b"another file")
     with pytest.raises(UserError, match=r"rows-00004\.safetensors is truncated"):
         made_up_store(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda meta: meta.pop("next"),
+        lambda meta: meta.update(next=None),
+        lambda meta: meta.update(next={}),
+        lambda meta: meta.pop("text_passes"),
+        lambda meta: meta.update(text_passes="1"),
+        lambda meta: meta.update(text_passes=0),
+    ],
+)
+def test_a_shard_that_does_not_say_where_the_text_stood(tmp_path: Path, change):
+    made_up_store(tmp_path / "a")
+    (tmp_path / "a" / "manifest.json").unlink()
+    shard = tmp_path / "a" / "rows-00004.safetensors"
+    tensors, meta = load_tensors(shard)
+    change(meta)
+    save_tensors(shard, tensors, meta)
+    with pytest.raises(UserError, match=r"rows-00004\.safetensors does not say where the text stood .*\.$"):
+        made_up_store(tmp_path / "a")
+    shard.unlink()
+    made_up_store(tmp_path / "a")
 
 
 def test_a_disk_that_is_too_small_is_said_before_anything_is_written(tmp_path: Path, monkeypatch):

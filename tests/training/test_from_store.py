@@ -178,6 +178,30 @@ def test_resampling_takes_its_rows_from_the_store(job: Path, store: Path, monkey
     assert [event.kind for event in merge_windows(read_windows(run.density("relu"))).events] == ["resampled"]
 
 
+def test_a_run_is_resumed_on_its_store_in_another_place(job: Path, store: Path, from_store, tmp_path: Path):
+    killed("step", 17, job, "name=away", f"store={store}")
+    run, moved = job.parent / "runs" / "away", tmp_path / "moved"
+    own = run / "config.yaml"
+    with pytest.raises(UserError, match="another configuration: store is None, but the run has"):
+        run_job(load_config(JobConfig, own, ["store=null"]), resume=run, **QUIET)
+    write_store(config(job, "seed=5"), tmp_path / "other", rows=1000, **QUIET)
+    with pytest.raises(UserError, match="its activation store is not the one .* fingerprint, rows"):
+        run_job(load_config(JobConfig, own, [f"store={tmp_path / 'other'}"]), resume=run, **QUIET)
+    store.rename(moved)
+    try:
+        run_job(load_config(JobConfig, own, [f"store={moved}"]), resume=run, **QUIET)
+    finally:
+        moved.rename(store)
+    after = contents(run)
+    assert [key for key in from_store if after[key] != from_store[key]] == []
+
+
+def test_a_live_run_takes_no_store_when_it_is_resumed(job: Path, store: Path):
+    run = run_job(config(job, "name=live", "training.tokens=256", "fidelity.tokens=100"), **QUIET).run.path
+    with pytest.raises(UserError, match="another configuration: store is .*, but the run has None"):
+        run_job(load_config(JobConfig, run / "config.yaml", [f"store={store}"]), resume=run, **QUIET)
+
+
 def test_a_run_is_not_resumed_on_another_store(job: Path, store: Path, tmp_path: Path):
     run = run_job(config(job, f"store={store}", "name=exchanged", "training.tokens=256"), **QUIET).run.path
     moved = store.rename(tmp_path / "aside")
