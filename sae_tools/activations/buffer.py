@@ -26,6 +26,9 @@ from sae_tools.seeds import generator
 EMPTY_BATCHES = 100
 """Batches of contexts in a row without a single row, after which the settings rather than the text must be wrong."""
 
+LAST_FILL = 4
+"""The last fill takes at least the capacity divided by this, whatever is still needed."""
+
 
 class ContextSource(Protocol):
     """An iterator of contexts whose position can be saved as a small JSON-able value and restored."""
@@ -61,13 +64,16 @@ class ShuffleBuffer(Iterator[Rows]):
         batch_size: int,
         seed: int,
         device: torch.device | str | None = None,
+        total: int | None = None,
     ):
         """rows: capacity, rounded down to whole batches (at least one).
         seed: of the permutations, one per fill, drawn from (seed, "buffer", number of the fill).
         device: where rows are kept and served; default the model's.
+        total: rows that will be asked for from the beginning of the stream on, so that the last fill takes no more than
+            are still needed; None: unknown.
         """
         self.stream, self.harvester = stream, harvester
-        self.batch_size, self.seed = batch_size, seed
+        self.batch_size, self.seed, self.total = batch_size, seed, total
         self.capacity = max(1, rows // batch_size) * batch_size
         self.device = torch.device(device) if device is not None else harvester.model.device
         self._store = self._allocate()
@@ -120,14 +126,14 @@ class ShuffleBuffer(Iterator[Rows]):
     def _refill(self) -> None:
         self._start, self._fill = self._position(), self._fill + 1
         self._filled, self._served, self._filling = 0, 0, True
-        digest, empty = hashlib.blake2b(digest_size=16), 0
-        while self._filled < self.capacity:
+        digest, empty, wanted = hashlib.blake2b(digest_size=16), 0, self._wanted()
+        while self._filled < wanted:
             if self._pending is None:
                 self._pending = self._draw()
                 if self._pending is None:
                     break
             rows, taken = self._pending.rows, self._pending.taken
-            part = rows[taken : taken + self.capacity - self._filled]
+            part = rows[taken : taken + wanted - self._filled]
             self._put(part, digest)
             self._pending.taken += len(part)
             if self._pending.taken >= len(rows):
@@ -143,6 +149,13 @@ class ShuffleBuffer(Iterator[Rows]):
         self._digest, self._filling = digest.hexdigest(), False
         self.same_document = same_document_share(self._store.document[: self._filled])
         release_freed_memory()  # text and forward passes leave holes of other sizes than steps need
+
+    def _wanted(self) -> int:
+        """Rows of this fill: as many as fit, or as are still needed (every fill before was a whole one), but enough
+        for its batches to be mixed."""
+        left = self.capacity if self.total is None else self.total - self._fill * self.capacity
+        least = -(-self.capacity // self.batch_size // LAST_FILL) * self.batch_size
+        return self.capacity if left <= 0 else min(self.capacity, max(left, least))
 
     def _draw(self) -> _Pending | None:
         before = self.stream.state_dict()

@@ -144,6 +144,7 @@ def open_buffer(
         batch_size=cfg.training.batch_size,
         seed=cfg.seed,
         device="cpu",
+        total=total_steps(cfg.training) * cfg.training.batch_size,
     )
 
 

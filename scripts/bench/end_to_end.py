@@ -2,8 +2,9 @@
 
     python scripts/bench/end_to_end.py [--save] [--tokens 327680] [--rounds 2] [--d-sae 4096 --k 32 --batch 2048]
 
-Both get the same documents as raw text, the same site, sizes, learning rates and number of rows, and run in turn in one
-process (the peers' environment, made on first use). The clock runs from text to the trained dictionary, each library's
+Both get the same documents as raw text, the same site, sizes, learning rates and number of rows, and run in turn, each
+in a process of its own (in the peers' environment, made on first use): ours keeps freed memory, as sae-train does, and
+SAELens's is as its own programs leave it. The clock runs from text to the trained dictionary, each library's
 own estimates of scales included; loading the language model is not. SAELens runs its default class of models (a
 HookedTransformer with our weights) and its default buffer, which is a fraction of ours. Neither has dead features
 before the end, so AuxK costs neither anything. FVU and L0 of both are measured by one function on the same held-out
@@ -17,6 +18,7 @@ import argparse
 import os
 import statistics
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,34 +42,56 @@ from contenders.runs import (
 )
 from harvest import compare
 from measure import results
+from measure.worker import Work, Worker
 
 from sae_tools.memory import keep_freed_memory
 from sae_tools.models.load import load_model
 from sae_tools.models.sites import resolve_site
 
 
-def run(setting: RunSetting, rounds: int, heldout: int, harvest_rounds: int) -> dict[str, Any]:
-    """Everything as JSON values: every run, and what is said of them together."""
+def our_work(setting: RunSetting, small: RunSetting, text: Path, folder: Path, heldout: int) -> Work:
+    keep_freed_memory()  # as sae-train does
+    model = load_model("bundled")
+    rows = heldout_rows(model, job_config(setting, text, folder), heldout)
+    return {
+        name: partial(run_ours, job_config(s, text, folder), model, rows)
+        for name, s in {"warm": small, "run": setting}.items()
+    }
+
+
+def their_work(
+    setting: RunSetting, small: RunSetting, text: Path, folder: Path, texts: list[str], heldout: int
+) -> Work:
     model = load_model("bundled")
     site = resolve_site(model, setting.site)
+    x = heldout_rows(model, job_config(setting, text, folder), heldout).activations[site.name]
     hooked = hooked_transformer(model)
+    return {
+        name: partial(run_saelens, s, hooked, texts, site.hook_name, site.width, x)
+        for name, s in {"warm": small, "run": setting}.items()
+    }
+
+
+def run(setting: RunSetting, rounds: int, heldout: int, harvest_rounds: int) -> dict[str, Any]:
+    """Everything as JSON values: every run, and what is said of them together."""
+    small = RunSetting(**{**vars(setting), "tokens": 4 * setting.batch, "estimate_rows": 2 * setting.batch})
+    runs: dict[str, list[Outcome]] = {"sae_tools": [], "saelens": []}
     with temporary() as name:
         folder = Path(name)
         text = folder / "text.jsonl"
         texts = write_text(text, CHARACTERS_PER_TOKEN * (setting.tokens + setting.estimate_rows))
-        rows = heldout_rows(model, job_config(setting, text, folder), heldout)
-        x = rows.activations[site.name]
-        small = RunSetting(**{**vars(setting), "tokens": 4 * setting.batch, "estimate_rows": 2 * setting.batch})
-        runs: dict[str, list[Outcome]] = {"sae_tools": [], "saelens": []}
-        for turn in range(-1, rounds):
-            now = setting if turn >= 0 else small  # the first turn compiles and does not count
-            ours = run_ours(job_config(now, text, folder), model, rows)
-            theirs = run_saelens(now, hooked, texts, site.hook_name, site.width, x)
-            if turn >= 0:
-                runs["sae_tools"].append(ours)
-                runs["saelens"].append(theirs)
-                print(f"round {turn + 1}: sae_tools {ours['tokens_per_s']:,.0f}, ", end="", file=sys.stderr)
-                print(f"SAELens {theirs['tokens_per_s']:,.0f} tokens/s", file=sys.stderr)
+        ours = Worker(partial(our_work, setting, small, text, folder, heldout))
+        theirs = Worker(partial(their_work, setting, small, text, folder, texts, heldout))
+        with ours, theirs:
+            for worker in (ours, theirs):  # compiles and does not count
+                worker.do("warm")
+            for turn in range(rounds):
+                runs["sae_tools"].append(ours.do("run"))
+                runs["saelens"].append(theirs.do("run"))
+                rates = [found[-1]["tokens_per_s"] for found in runs.values()]
+                print(f"round {turn + 1}: sae_tools {rates[0]:,.0f}, SAELens {rates[1]:,.0f} tokens/s", file=sys.stderr)
+    keep_freed_memory()
+    model = load_model("bundled")
     assert model.folder is not None
     harvest = compare(str(model.folder), setting.site, 16, setting.context, harvest_rounds)
     return summary(setting, runs, harvest, 16 * setting.context)
@@ -127,7 +151,6 @@ def main() -> None:
         torch.set_num_threads(args.threads)
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the peer prints is no result
-    keep_freed_memory()
     setting = RunSetting(args.tokens, args.d_sae, args.k, args.batch, args.site)
     found = run(setting, args.rounds, args.heldout, args.harvest_rounds)
     print(table(found), file=answer)

@@ -80,6 +80,28 @@ def test_a_resumed_buffer_goes_on_bit_for_bit(rows: int, batch_size: int, cut: i
         assert next(straight, None) is None and next(resumed, None) is None
 
 
+@given(total=st.integers(1, 40), cut=st.integers(0, 39))
+def test_the_last_fill_takes_what_is_still_needed(total: int, cut: int):
+    """In batches of 8, six to a fill: no more is harvested than is asked for, but for a third of a fill and the rows
+    of a forward pass; a resumed buffer does the same."""
+
+    def some(harvester: FakeHarvester) -> ShuffleBuffer:
+        return ShuffleBuffer(FakeStream(), harvester, rows=48, batch_size=8, seed=0, total=8 * total)
+
+    harvester = FakeHarvester()
+    reader = some(harvester)
+    batches, states = [], []
+    for _ in range(total):
+        states.append(reader.state_dict())
+        batches.append(next(reader))
+    assert all(len(batch) == 8 for batch in batches)
+    assert reader._filled == min(48, max(16, 8 * total - 48 * ((total - 1) // 6)))
+    other = some(FakeHarvester())
+    other.load_state_dict(json.loads(json.dumps(states[cut % total])))
+    assert all(same_rows(next(other), batch) for batch in batches[cut % total :])
+    assert len(next(other)) == 8  # asked for more than was said, it goes on
+
+
 def test_a_whole_fill_is_one_permutation_of_consecutive_rows():
     one = Rows.concatenate(list(islice(buffer(FakeStream()), 6)))
     two = Rows.concatenate(list(islice(buffer(FakeStream()), 12)))[48:]
