@@ -59,6 +59,9 @@ PAIR = 40
 """Bytes of an active pair of row and feature in a step: feature, value, both orders, activation and gradients."""
 PACKED = (".gz", ".zst", ".parquet")
 WARM_UP_TOKENS = 100_000
+LEFT_OVER = 64 * 2**20
+"""What has gathered by the time of training: caches of libraries, pages that small blocks keep from going back (50 to
+90 MB in the jobs of scripts/checks/memory.py)."""
 UNKNOWN_RUNTIME = 700 * 2**20
 """Interpreter and libraries, where they cannot be measured."""
 
@@ -167,8 +170,12 @@ def phases(
     return {
         "reading rows for estimates": 3 * sample if stored else max(text.read, text.kept + sample + forward),
         "making dictionaries": sample + parameters + spaces + max(root, building),
-        "training": text.kept + 3 * parameters + spaces + buffer_bytes + max(filling, stepping),
-        "measuring": text.kept + 3 * parameters + spaces + measuring_bytes(cfg, model, list(sites.values())),
+        "training": LEFT_OVER + text.kept + 3 * parameters + spaces + buffer_bytes + max(filling, stepping),
+        "measuring": LEFT_OVER
+        + text.kept
+        + 3 * parameters
+        + spaces
+        + measuring_bytes(cfg, model, list(sites.values())),
     }
 
 
