@@ -39,9 +39,8 @@ test: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(READY)
-	$(BIN)/python scripts/bench/step.py --repeats 9 --save
-	$(BIN)/python scripts/bench/step.py --repeats 5 --bench topk --keep-freed-memory --save
-	$(BIN)/python scripts/bench/end_to_end.py --save
+	$(BIN)/python scripts/bench/step.py --repeats 7 --save
+	$(BIN)/python scripts/bench/end_to_end.py --tokens 229376 --save
 	$(BIN)/python scripts/bench/scaling.py --quick --save
 	$(BIN)/python scripts/bench/gpu.py --save
 
