@@ -15,7 +15,10 @@ from tests.jobs import job_config
 D = 6
 
 
-def trainee(architecture: TopKConfig | BatchTopKConfig | JumpReLUConfig = TopKConfig(k=3)) -> Trainee:
+TOPK = TopKConfig(k=3)
+
+
+def trainee(architecture: TopKConfig | BatchTopKConfig | JumpReLUConfig = TOPK) -> Trainee:
     site = Site("mlp_out", 0, "blocks.0.hook_mlp_out", D)
     zeros = torch.zeros(D)
     space = Space("resid_update", site, D, D, "none", 1.0, zeros, zeros)
