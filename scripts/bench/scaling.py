@@ -299,7 +299,7 @@ def main() -> None:
     found = run(args.only, args.quick, args.rounds, args.selection)
     print(table(found))
     if args.save:
-        results.save("scaling", found)
+        results.save("scaling", results.measured_here("scaling") | found)
 
 
 if __name__ == "__main__":

@@ -192,3 +192,12 @@ def test_what_is_not_finite_is_null(tmp_path):
     results.save("gpu", {"cases": [], "x": float("nan"), "y": 1 / 3}, tmp_path)
     found = results.load(tmp_path)["gpu"]
     assert found["x"] is None and found["y"] == 0.333333
+
+
+def test_parts_measured_alone_join_those_of_the_same_machine_only(tmp_path: Path):
+    results.save("gpu", {"cases": [], "missing": "all"}, tmp_path)
+    assert results.measured_here("gpu", tmp_path) == {"cases": [], "missing": "all"}
+    file = tmp_path / "results.json"
+    file.write_text(file.read_text().replace('"python": "', '"python": "9.'))
+    assert results.measured_here("gpu", tmp_path) == {}
+    assert results.measured_here("nothing", tmp_path) == {}

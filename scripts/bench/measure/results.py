@@ -29,6 +29,16 @@ def save(section: str, found: dict[str, Any], folder: Path = FOLDER) -> None:
     (folder / "README.md").write_text(render(load(folder)))
 
 
+def measured_here(section: str, folder: Path = FOLDER) -> dict[str, Any]:
+    """The section's earlier parts, if they come from this machine with these versions, so that some can be measured
+    again alone."""
+    from measure.machine import describe
+
+    earlier = load(folder).get(section, {})
+    machine = earlier.pop("machine", {})
+    return earlier if {**machine, "date": ""} == _rounded({**describe(), "date": ""}) else {}
+
+
 def _rounded(value: Any) -> Any:
     """Six digits are more than any of these numbers has; what is not finite becomes null."""
     if isinstance(value, dict):
