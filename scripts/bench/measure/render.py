@@ -9,7 +9,7 @@ from measure.criteria import criteria
 
 HEAD = """# Benchmarks
 
-Written by the scripts in `scripts/bench/` from `results.json`; `make bench` measures the CPU's part again, in at most
+Written by the scripts in `scripts/bench/` from `results.json`; `make bench` measures the CPU's part again, in some
 ten minutes. Run it on a machine that has nothing else to do. The definitions stand under each table.
 """
 STEP = """A whole step: selection, reconstruction, loss, gradients, clipping, optimiser, decoder norms, counters, each
