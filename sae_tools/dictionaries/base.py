@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class Objective(NamedTuple):
     f: Tensor
     """Feature activations, in the shape of the pre-activations."""
     error: Float[Tensor, "rows d_out"]
-    """x - x̂."""
+    """What is to be reconstructed, less its reconstruction."""
     loss: Float[Tensor, ""]
     terms: dict[str, Float[Tensor, ""]]
     """Parts of the loss that it names, without their coefficient, detached."""
@@ -65,6 +65,10 @@ class Objective(NamedTuple):
 
 class Dictionary(nn.Module, ABC):
     """A sparse autoencoder with a pre-encoder bias: pre-activations (x - b_dec) W_enc + b_enc, x̂ = f W_dec + b_dec.
+
+    Two-site dictionaries (transcoders; Dunefsky et al. 2024, arXiv 2406.11944) reconstruct other vectors than they
+    read: without `subtract_b_dec` the pre-activations are x W_enc + b_enc, and d_out may differ from d_in. With a skip
+    connection (Paulo et al. 2025, arXiv 2501.18823) x̂ = f W_dec + b_dec + x W_skip.
 
     The encoder is stored as its transpose, `encoder [d_sae, d_in]`, a row for each feature like the decoder, because
     sparse gradients and a feature's own numbers are then contiguous; `W_enc` is a view of it in the field's layout.
@@ -76,6 +80,10 @@ class Dictionary(nn.Module, ABC):
     """Of the product that training chooses candidates from, where the architecture chooses (`sparse/select.py`)."""
     aux_coefficient: float = 0.0
     """Of the auxiliary loss."""
+    metadata: dict[str, Any]
+    """What the file that it was read from says of it; empty for a fresh one."""
+    W_skip: nn.Parameter | None
+    """[d_in, d_out]; None without a skip connection."""
 
     def __init__(
         self,
@@ -83,12 +91,20 @@ class Dictionary(nn.Module, ABC):
         b_enc: Float[Tensor, " d_sae"],
         W_dec: Float[Tensor, "d_sae d_out"],
         b_dec: Float[Tensor, " d_out"],
+        *,
+        subtract_b_dec: bool = True,
+        W_skip: Float[Tensor, "d_in d_out"] | None = None,
     ):
         super().__init__()
+        if subtract_b_dec and encoder.shape[1] != W_dec.shape[1]:
+            raise ValueError(f"b_dec of width {W_dec.shape[1]} cannot be subtracted from rows of {encoder.shape[1]}")
         self.encoder = nn.Parameter(encoder.contiguous())
         self.b_enc = nn.Parameter(b_enc)
         self.W_dec = nn.Parameter(W_dec.contiguous())
         self.b_dec = nn.Parameter(b_dec)
+        self.W_skip = None if W_skip is None else nn.Parameter(W_skip.contiguous())
+        self.subtract_b_dec = subtract_b_dec
+        self.metadata = {}
 
     @property
     def W_enc(self) -> Float[Tensor, "d_in d_sae"]:
@@ -106,46 +122,78 @@ class Dictionary(nn.Module, ABC):
     def d_out(self) -> int:
         return self.W_dec.shape[1]
 
+    @property
+    def decoder_norms(self) -> Float[Tensor, " d_sae"]:
+        """‖d_i‖: a feature's activation times this is what it adds to the reconstruction, in the units of its rows."""
+        return self.W_dec.detach().norm(dim=-1)
+
+    def centred(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+        """What the encoder multiplies."""
+        return x - self.b_dec if self.subtract_b_dec else x
+
     def pre_activations(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
-        return F.linear(x - self.b_dec, self.encoder, self.b_enc)
+        return F.linear(self.centred(x), self.encoder, self.b_enc)
 
     @abstractmethod
     def encode(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_sae"]:
         """Feature activations, dense, >= 0."""
 
-    def decode(self, f: Float[Tensor, "rows d_sae"] | Codes) -> Float[Tensor, "rows d_out"]:
-        """Reconstruction from dense activations or from `Codes`."""
+    def decode(
+        self, f: Float[Tensor, "rows d_sae"] | Codes, x: Float[Tensor, "rows d_in"] | None = None
+    ) -> Float[Tensor, "rows d_out"]:
+        """Reconstruction from dense activations or from `Codes`.
+
+        x: what was read, for the skip connection; without it that part is left out.
+        """
         if isinstance(f, Codes):
-            return F.embedding_bag(f.indices, self.W_dec, per_sample_weights=f.values, mode="sum") + self.b_dec
-        return torch.addmm(self.b_dec, f, self.W_dec)
+            decoded = F.embedding_bag(f.indices, self.W_dec, per_sample_weights=f.values, mode="sum") + self.b_dec
+        else:
+            decoded = torch.addmm(self.b_dec, f, self.W_dec)
+        return decoded if self.W_skip is None or x is None else torch.addmm(decoded, x, self.W_skip)
 
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
         """The reconstruction."""
-        return self.decode(self.encode(x))
+        return self.decode(self.encode(x), x)
 
     @abstractmethod
     def select(self, centred: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Selected | None:
-        """Which features the objective has to look at on the rows x - b_dec; None: at all of them."""
+        """Which features the objective has to look at on what the encoder multiplies; None: at all of them."""
 
     @abstractmethod
-    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
-        """The training objective in terms of the pre-activations z on a support."""
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+        """The training objective in terms of the pre-activations z on a support.
+
+        y: what the active features' decoder rows have to add up to, differentiable in b_dec and W_skip.
+        """
 
     def losses(
-        self, x: Float[Tensor, "rows d_in"], *, dead: Bool[Tensor, " d_sae"] | None = None, l1: float = 0.0
+        self,
+        x: Float[Tensor, "rows d_in"],
+        *,
+        target: Float[Tensor, "rows d_out"] | None = None,
+        dead: Bool[Tensor, " d_sae"] | None = None,
+        l1: float = 0.0,
+        pull: Float[Tensor, "rows d_out"] | None = None,
     ) -> StepOutput:
         """The training objective on the rows `x`: a pure function of parameters and arguments.
 
+        target: what is to be reconstructed; None: x.
+        pull: the gradient, with respect to the reconstruction, of a loss that is measured elsewhere (the KL of a model
+        that it is spliced into): added to the gradients, and not to the value.
         dead: features that count as dead, for an auxiliary loss; None: there are none.
         l1: coefficient of the sparsity penalty at this step.
         Arguments that an architecture has no use for are ignored. Nothing is synchronised with an accelerator.
         """
-        centred = (x - self.b_dec).detach()
+        target = x if target is None else target
+        centred = self.centred(x).detach()
         selected = self.select(centred, dead if self.aux_coefficient > 0 else None)
         if selected is None:
-            return self._losses_on_all(x, l1)
+            return self._losses_on_all(x, l1, target, pull)
         on = OnPairs(selected.active.pairs)
-        found = self.objective(self._differentiable(selected.active, centred), on, x, l1)
+        found = self.objective(
+            self._differentiable(selected.active, centred), on, self._left_for_features(x, target), l1
+        )
+        found = _pulled(found, pull, len(x))
         loss, terms = found.loss / len(x), self._terms(found, len(x)) | found.batch
         if self.aux_coefficient > 0:
             terms["aux"] = aux = torch.zeros_like(loss)
@@ -156,18 +204,31 @@ class Dictionary(nn.Module, ABC):
             loss = loss + self.aux_coefficient * aux
         return _step_output(loss, terms, on.fired(found.f), len(x))
 
-    def _losses_on_all(self, x: Float[Tensor, "rows d_in"], l1: float) -> StepOutput:
-        def objective(z: Tensor, part: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-            found = self.objective(z, OnAll(), part, l1)
+    def _left_for_features(self, x: Float[Tensor, "rows d_in"], target: Float[Tensor, "rows d_out"]) -> Tensor:
+        left = target - self.b_dec
+        return left if self.W_skip is None else left - x @ self.W_skip
+
+    def _losses_on_all(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        l1: float,
+        target: Float[Tensor, "rows d_out"] | None = None,
+        pull: Float[Tensor, "rows d_out"] | None = None,
+    ) -> StepOutput:
+        target = x if target is None else target
+
+        def objective(z: Tensor, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
+            found = self.objective(z, OnAll(), self._left_for_features(x[part], target[part]), l1)
+            found = _pulled(found, None if pull is None else pull[part], len(x))
             return found.loss / len(x), {**self._terms(found, len(x)), "fired": OnAll().fired(found.f)}
 
         first = (self.encoder, self.b_enc, self.b_dec)
         others = [p for p in self.parameters() if not any(p is known for known in first)]
-        loss, terms = dense_gradients(objective, x, *first, others)
+        loss, terms = dense_gradients(objective, x, *first, others, subtract_b_dec=self.subtract_b_dec)
         return _step_output(loss, terms, terms.pop("fired"), len(x))
 
     def _differentiable(self, selection: Selection, centred: Float[Tensor, "rows d_in"]) -> Float[Tensor, " pairs"]:
-        parameters = (self.encoder, self.b_enc, self.b_dec)
+        parameters = (self.encoder, self.b_enc, self.b_dec if self.subtract_b_dec else None)
         return preactivations_at(selection.values, centred, *parameters, selection.pairs)
 
     def _terms(self, found: Objective, rows: int) -> dict[str, Tensor]:
@@ -188,9 +249,29 @@ class Dictionary(nn.Module, ABC):
         """
 
     @torch.no_grad()
-    def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:
+    def row_losses(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        *,
+        target: Float[Tensor, "rows d_out"] | None = None,
+        l1: float = 0.0,
+    ) -> Float[Tensor, " rows"]:
         """The objective of each row alone (auxiliary loss left out), without gradients."""
-        return (x - self(x)).pow(2).sum(-1)
+        f = self.encode(x)
+        error = (x if target is None else target) - self.decode(f, x)
+        return error.pow(2).sum(-1) + l1 * self.row_penalties(f)
+
+    def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
+        """The sparsity penalty of each row, without its coefficient; 0 where an architecture has none."""
+        return f.new_zeros(len(f))
+
+
+def _pulled(found: Objective, pull: Float[Tensor, "rows d_out"] | None, rows: int) -> Objective:
+    """With `pull` among the gradients with respect to the reconstruction, once the loss is divided by `rows`."""
+    if pull is None:
+        return found
+    linear = -rows * (pull * found.error).sum()
+    return found._replace(loss=found.loss + linear - linear.detach())
 
 
 def _step_output(loss: Tensor, terms: dict[str, Tensor], fired: Tensor, rows: int) -> StepOutput:

@@ -37,9 +37,11 @@ class BatchTopKDictionary(Dictionary):
         aux_coefficient: float = 1 / 32,
         threshold_rate: float = 0.05,
         threshold: float = 0.0,
+        subtract_b_dec: bool = True,
+        W_skip: Tensor | None = None,
     ):
         """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
-        super().__init__(encoder, b_enc, W_dec, b_dec)
+        super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         self.k = k
         self.aux_k = checked_aux_k(k, aux_k, self.d_in, self.d_sae)
         self.aux_coefficient = aux_coefficient
@@ -54,9 +56,9 @@ class BatchTopKDictionary(Dictionary):
         count = self.k * len(centred)
         return Selected(*select_largest(centred, self.encoder, self.b_enc, count, dead=dead, aux_k=self.aux_k))
 
-    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f = z.relu()
-        error = x - self.b_dec - on.decode(f, self.W_dec)
+        error = y - on.decode(f, self.W_dec)
         return Objective(f, error, error.pow(2).sum(), {}, {"smallest_active": smallest_positive(f.detach())})
 
     @torch.no_grad()

@@ -42,12 +42,14 @@ class JumpReLUDictionary(Dictionary):
         penalty: Literal["step", "quadratic"] = "step",
         target_l0: float | None = None,
         unit_decoder: bool = True,
+        subtract_b_dec: bool = True,
+        W_skip: Tensor | None = None,
     ):
         """bandwidth: ε. unit_decoder: as in training; an SAE of others may have any decoder.
 
         Raises UserError where the penalty is quadratic and target_l0 is not above 0 and at most d_sae.
         """
-        super().__init__(encoder, b_enc, W_dec, b_dec)
+        super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         if penalty == "quadratic" and not 0 < (target_l0 or 0) <= self.d_sae:
             raise UserError(f"architecture.target_l0 is {target_l0}, but must be above 0 and at most {self.d_sae}.")
         self.threshold = nn.Parameter(threshold)
@@ -65,9 +67,9 @@ class JumpReLUDictionary(Dictionary):
         active = select_above(centred, self.encoder, self.b_enc, nearest, DENSE_ABOVE)
         return None if active is None else Selected(active, None)
 
-    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f, fires = _JumpReLU.apply(z, on.per_feature(self.threshold), self.bandwidth)
-        error = x - self.b_dec - on.decode(f, self.W_dec)
+        error = y - on.decode(f, self.W_dec)
         penalty = self._penalty(fires, on)
         return Objective(f, error, error.pow(2).sum() + l1 * penalty, {"l0_penalty": penalty.detach()})
 
@@ -81,13 +83,11 @@ class JumpReLUDictionary(Dictionary):
     def after_step_(self, terms: dict[str, Float[Tensor, ""]], frozen: Float[Tensor, ""]) -> None:
         self.threshold.clamp_(min=0)  # which they are before a step that is not taken, too
 
-    @torch.no_grad()
-    def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:
-        f = self.encode(x)
-        penalty = l0 = (f > 0).sum(-1).to(f)
-        if self.target_l0 is not None and self.penalty == "quadratic":
-            penalty = 2 / self.target_l0 * (l0 - self.target_l0).pow(2)
-        return (x - self.decode(f)).pow(2).sum(-1) + l1 * penalty
+    def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
+        l0 = (f > 0).sum(-1).to(f)
+        if self.target_l0 is None or self.penalty == "step":
+            return l0
+        return 2 / self.target_l0 * (l0 - self.target_l0).pow(2)
 
 
 class _JumpReLU(torch.autograd.Function):

@@ -34,8 +34,10 @@ class ReLUDictionary(Dictionary):
         b_dec: Tensor,
         *,
         form: Literal["unit-norm", "decoder-norm"] = "unit-norm",
+        subtract_b_dec: bool = True,
+        W_skip: Tensor | None = None,
     ):
-        super().__init__(encoder, b_enc, W_dec, b_dec)
+        super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         self.form = form
         self.unit_decoder = form == "unit-norm"
 
@@ -46,17 +48,12 @@ class ReLUDictionary(Dictionary):
         active = select_above(centred, self.encoder, self.b_enc, torch.zeros_like(self.b_enc), DENSE_ABOVE)
         return None if active is None else Selected(active, None)
 
-    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f = z.relu()
-        error = x - self.b_dec - on.decode(f, self.W_dec)
+        error = y - on.decode(f, self.W_dec)
         weighted = f if self.form == "unit-norm" else f * on.per_feature(self.W_dec.norm(dim=-1))
         penalty = weighted.sum()
         return Objective(f, error, error.pow(2).sum() + l1 * penalty, {"l1": penalty.detach()})
 
-    @torch.no_grad()
-    def row_losses(self, x: Float[Tensor, "rows d_in"], *, l1: float = 0.0) -> Float[Tensor, " rows"]:
-        f = self.encode(x)
-        return (x - self.decode(f)).pow(2).sum(-1) + l1 * self._penalty(f)
-
-    def _penalty(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
+    def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
         return f.sum(-1) if self.form == "unit-norm" else f @ self.W_dec.norm(dim=-1)

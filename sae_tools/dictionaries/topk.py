@@ -32,9 +32,11 @@ class TopKDictionary(Dictionary):
         k: int,
         aux_k: int | None = None,
         aux_coefficient: float = 1 / 32,
+        subtract_b_dec: bool = True,
+        W_skip: Tensor | None = None,
     ):
         """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
-        super().__init__(encoder, b_enc, W_dec, b_dec)
+        super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         self.k = k
         self.aux_k = checked_aux_k(k, aux_k, self.d_in, self.d_sae)
         self.aux_coefficient = aux_coefficient
@@ -48,7 +50,7 @@ class TopKDictionary(Dictionary):
         return values.new_zeros(values.shape[0], self.d_sae).scatter(-1, indices, values)
 
     def forward(self, x: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_out"]:
-        return self.decode(self.encode_sparse(x))
+        return self.decode(self.encode_sparse(x), x)
 
     def select(self, centred: Float[Tensor, "rows d_in"], dead: Bool[Tensor, " d_sae"] | None) -> Selected:
         active, candidates = select_top_k(
@@ -62,9 +64,9 @@ class TopKDictionary(Dictionary):
         )
         return Selected(active, candidates)
 
-    def objective(self, z: Tensor, on: Support, x: Float[Tensor, "rows d_in"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f = z.relu()
-        error = x - self.b_dec - on.decode(f, self.W_dec)
+        error = y - on.decode(f, self.W_dec)
         return Objective(f, error, error.pow(2).sum(), {})
 
 

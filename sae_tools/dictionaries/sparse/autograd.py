@@ -17,7 +17,9 @@ from sae_tools.dictionaries.sparse.pairs import Pairs
 
 class _PreActivations(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, centred: Tensor, encoder: Tensor, b_enc: Tensor, b_dec: Tensor, pairs: Pairs):
+    def forward(
+        ctx: Any, values: Tensor, centred: Tensor, encoder: Tensor, b_enc: Tensor, b_dec: Tensor | None, pairs: Pairs
+    ):
         ctx.save_for_backward(centred, encoder)
         ctx.pairs = pairs
         return values.view_as(values)
@@ -27,7 +29,8 @@ class _PreActivations(torch.autograd.Function):
         centred, encoder = ctx.saved_tensors
         g = grads[0].contiguous()
         g_bias = ctx.pairs.total(g)
-        return None, None, ctx.pairs.sum_by_feature(g, centred), g_bias, -(g_bias @ encoder), None
+        g_b_dec = -(g_bias @ encoder) if ctx.needs_input_grad[4] else None
+        return None, None, ctx.pairs.sum_by_feature(g, centred), g_bias, g_b_dec, None
 
 
 class _Decode(torch.autograd.Function):
@@ -61,12 +64,12 @@ def preactivations_at(
     centred: Float[Tensor, "rows d_in"],
     encoder: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, " d_sae"],
-    b_dec: Float[Tensor, " d_in"],
+    b_dec: Float[Tensor, " d_in"] | None,
     pairs: Pairs,
 ) -> Float[Tensor, " pairs"]:
     """Pre-activations known already, as a differentiable function of encoder, b_enc and b_dec.
 
-    values: <centred row, encoder row> + b_enc at the pairs. centred: x - b_dec.
+    values: <centred row, encoder row> + b_enc at the pairs. centred: x - b_dec; x itself where b_dec is None.
     """
     return _PreActivations.apply(values, centred, encoder, b_enc, b_dec, pairs)
 

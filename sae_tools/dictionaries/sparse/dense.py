@@ -30,23 +30,27 @@ class _WithGradients(torch.autograd.Function):
 
 
 def dense_gradients(
-    objective: Callable[[Tensor, Tensor], tuple[Float[Tensor, ""], dict[str, Tensor]]],
+    objective: Callable[[Tensor, slice], tuple[Float[Tensor, ""], dict[str, Tensor]]],
     x: Float[Tensor, "rows d_in"],
     encoder: nn.Parameter,
     b_enc: nn.Parameter,
     b_dec: nn.Parameter,
     others: list[nn.Parameter],
+    *,
+    subtract_b_dec: bool = True,
 ) -> tuple[Float[Tensor, ""], dict[str, Tensor]]:
-    """(loss, terms) of `objective(z, rows of x)`, added up over micro-batches; the loss is differentiable in encoder,
+    """(loss, terms) of `objective(z, which rows)`, added up over micro-batches; the loss is differentiable in encoder,
     b_enc, b_dec and `others` (what else the objective reads).
 
-    z: pre-activations (x - b_dec) W_enc + b_enc of all features. terms: tensors to be added up, detached.
+    z: pre-activations (x - b_dec) W_enc + b_enc of all features; x W_enc + b_enc without `subtract_b_dec`. terms:
+    tensors to be added up, detached.
     """
     total, terms = x.new_zeros(()), {}
     gradients = [torch.zeros_like(p) for p in (encoder, b_enc, b_dec, *others)]
-    for part in x.split(micro_batch_rows(len(encoder), x.device)):
+    rows = micro_batch_rows(len(encoder), x.device)
+    for part in (slice(start, start + rows) for start in range(0, max(1, len(x)), rows)):
         with torch.no_grad():
-            centred = part - b_dec
+            centred = x[part] - b_dec if subtract_b_dec else x[part]
             z = affine(centred, encoder, b_enc)
         z.requires_grad_()
         with torch.enable_grad():
@@ -56,7 +60,9 @@ def dense_gradients(
             per_feature = g.sum(0)
             gradients[0].addmm_(g.T, centred)
             gradients[1].add_(per_feature)
-            gradients[2].add_(g_bias).sub_(per_feature @ encoder)
+            gradients[2].add_(g_bias)
+            if subtract_b_dec:
+                gradients[2].sub_(per_feature @ encoder)
             for gradient, more in zip(gradients[3:], g_others, strict=True):
                 gradient.add_(more)
             total += loss.detach()
