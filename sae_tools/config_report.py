@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from sae_tools.config import DataConfig, ModelConfig, RowsConfig, Section
+from sae_tools.config_sources import SourceConfig
 
 
-class ReportConfig(Section):
+class ReportConfig(SourceConfig):
     """What is measured for a feature report, and how it is shown."""
 
     tokens: int = Field(default=131_072, ge=1)
@@ -40,19 +40,6 @@ class ReportConfig(Section):
     """Features in one piece of the report's data; a piece is decompressed when one of them is looked at."""
     shard_above: int = Field(default=20_000, ge=0)
     """With more features than this, in all dictionaries together, the report is a folder instead of one file."""
-    site: str | None = None
-    """Where an SAE reads that is no run of ours, e.g. `resid_post@3` or a hook name; null: what its metadata says."""
-    model: ModelConfig | None = None
-    """The language model of an SAE that is no run of ours; null: what its metadata says."""
-    data: DataConfig | None = None
-    """The text on which such an SAE is shown; null: what its metadata says, else the defaults. Its held-out part is
-    read; all of it (heldout: 1) where it is a local one that the metadata does not name, unless `heldout` is set."""
-    rows: RowsConfig | None = None
-    """Which tokens count for such an SAE; null: what its metadata says, else the defaults."""
-    device: str = "auto"
-    """`auto` (CUDA where there is one), `cpu`, `cuda`, `cuda:1`, …"""
-    threads: int | None = Field(default=None, ge=1)
-    """CPU threads; null leaves torch's choice."""
 
     @model_validator(mode="after")
     def _window_fits(self) -> ReportConfig:

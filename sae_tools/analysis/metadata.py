@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from sae_tools.analysis.origins import Origin
 from sae_tools.config import DataConfig, ModelConfig, RowsConfig, Section
-from sae_tools.config_report import ReportConfig
+from sae_tools.config_sources import SourceConfig
 from sae_tools.data.python_sources import NAMES
 from sae_tools.errors import UserError
 from sae_tools.models.language_model import LanguageModel
@@ -24,7 +24,7 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """What a data set on the hub can be called."""
 
 
-def model_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> ModelConfig:
+def model_of(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> ModelConfig:
     """Which model is to be loaded. Raises UserError where nobody names one that can be had without being asked for."""
     if origin.config is not None:
         own = origin.config.model
@@ -39,14 +39,14 @@ def model_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> Mod
     return _merged(ModelConfig(name=local), cfg.model)
 
 
-def site_name(metadata: dict[str, Any], cfg: ReportConfig) -> str | None:
+def site_name(metadata: dict[str, Any], cfg: SourceConfig) -> str | None:
     """Where an SAE of others reads, as the user or its metadata says; None: nobody does."""
     name = cfg.site or metadata.get("site") or metadata.get("hook_name")
     return name if isinstance(name, str) else None
 
 
 def must_be_named(
-    origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, *, needs_model: bool, needs_site: bool
+    origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, *, needs_model: bool, needs_site: bool
 ) -> None:
     """One UserError for all that the user has to name before an SAE that is no run of ours can be shown."""
     unsaid: list[str] = []
@@ -76,7 +76,7 @@ def must_be_named(
         raise UserError(f"{origin.path}: {'; '.join(said)}; {name}: {'; '.join(settings)}.")
 
 
-def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: LanguageModel) -> DataConfig:
+def data_of(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> DataConfig:
     """The text, and how it becomes contexts. Raises UserError where only the network would have it.
 
     Of a text of the user's own that the metadata does not name all is read, since nobody held a part of it out.
@@ -103,7 +103,7 @@ def data_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: 
     return _merged(_section(DataConfig, {**said, "source": source}, origin, "data"), cfg.data)
 
 
-def data_notes(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> tuple[str, ...]:
+def data_notes(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> tuple[str, ...]:
     """What the user is to know of how the text was chosen."""
     if origin.config is not None or _set(cfg.data, "source") or metadata.get("dataset_path") is not None:
         return ()
@@ -112,7 +112,7 @@ def data_notes(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> t
     )
 
 
-def rows_of(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> RowsConfig:
+def rows_of(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> RowsConfig:
     """Which tokens count."""
     if origin.config is not None:
         return _merged(origin.config.rows, cfg.rows)

@@ -1,7 +1,7 @@
 """What a report is about: runs of ours and anybody's SAEs, opened with the model and the text they belong to.
 
 A run says everything itself. An SAE's metadata (`cfg.json`) usually names its model, site and text; what it leaves
-open, or names in a way that would need the network, is asked of the user (`ReportConfig`), never guessed or fetched.
+open, or names in a way that would need the network, is asked of the user (`SourceConfig`), never guessed or fetched.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sae_tools.analysis.metadata import data_notes, data_of, model_of, must_be_n
 from sae_tools.analysis.origins import Origin, find_origins, name_origins
 from sae_tools.analysis.subject import Subject
 from sae_tools.config import DataConfig, JobConfig, RowsConfig
-from sae_tools.config_report import ReportConfig
+from sae_tools.config_sources import SourceConfig
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import Dictionary
 from sae_tools.dictionaries.formats.saelens import load_saelens, unfold
@@ -66,7 +66,7 @@ class Group:
     sources: list[Source]
 
 
-def open_sources(paths: list[Path], cfg: ReportConfig, model: LanguageModel | None = None) -> list[Group]:
+def open_sources(paths: list[Path], cfg: SourceConfig, model: LanguageModel | None = None) -> list[Group]:
     """Everything at `paths`, in their order, grouped by what can share a corpus; a model is loaded once.
 
     paths: run directories (every dictionary, at the newest checkpoint that all of them have), checkpoint folders in
@@ -114,7 +114,7 @@ class _Models:
     given: LanguageModel | None
     loaded: dict[tuple[str, str | None, str], LanguageModel] = field(default_factory=dict)
 
-    def of(self, origin: Origin, metadata: dict[str, Any], cfg: ReportConfig) -> LanguageModel:
+    def of(self, origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> LanguageModel:
         if self.given is not None:
             return _checked(self.given, origin)
         wanted = model_of(origin, metadata, cfg)
@@ -149,7 +149,7 @@ def _subject(
     origin: Origin,
     dictionary: Dictionary,
     metadata: dict[str, Any],
-    cfg: ReportConfig,
+    cfg: SourceConfig,
     model: LanguageModel,
 ) -> Subject:
     space = _saved_space(origin, metadata)
@@ -211,7 +211,7 @@ def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -
     return Space(kind, site, site.width, rank, "none", 1.0, zeros, zeros, matrix, matrix)
 
 
-def _site(origin: Origin, metadata: dict[str, Any], cfg: ReportConfig, model: LanguageModel) -> Site:
+def _site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
     name = site_name(metadata, cfg)
     if name is None:
         raise UserError(f"{origin.path}: its metadata names no site; name it: site=mlp_out@3, or another.")
