@@ -200,12 +200,27 @@ ArchitectureConfig = Annotated[
 ]
 
 
+class WritesConfig(Section):
+    """The other site of a two-site dictionary (transcoders; Dunefsky et al. 2024, arXiv 2406.11944): it reads one, and
+    reconstructs what is there."""
+
+    site: str
+    """As a dictionary's `site`; it must not come before that in the forward pass."""
+    space: SpaceConfig = SpaceConfig()
+
+
 class DictionaryConfig(Section):
     """One dictionary of the job."""
 
     site: str
-    """`mlp_acts@3`, `mlp_out@3`, `attn_out@3`, `resid_pre@3`, `resid_mid@3`, `resid_post@3`, or a hook name."""
+    """`mlp_acts@3`, `mlp_out@3`, `attn_out@3`, `resid_pre@3`, `resid_mid@3`, `mlp_in@3`, `resid_post@3`, or a hook
+    name."""
     space: SpaceConfig = SpaceConfig()
+    writes: WritesConfig | None = None
+    """What it reconstructs; null: what it reads."""
+    skip: bool = False
+    """With `writes`: what is read also goes through a matrix to what is written, beside the features (Paulo et al.
+    2025, arXiv 2501.18823). It starts at zero."""
     architecture: ArchitectureConfig = TopKConfig()
     d_sae: int = Field(default=2048, ge=1)
     """Number of features."""
@@ -215,6 +230,17 @@ class DictionaryConfig(Section):
     """`tied`: the encoder starts as the decoder's transpose; `kaiming`: both start independently."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of this dictionary; null: training.lr."""
+
+    @property
+    def spaces(self) -> tuple[SpaceConfig, ...]:
+        """The one that is read and, where it is another, the one that is written."""
+        return (self.space,) if self.writes is None else (self.space, self.writes.space)
+
+    @model_validator(mode="after")
+    def _skip_leads_somewhere(self) -> DictionaryConfig:
+        if self.skip and self.writes is None:
+            raise ValueError("skip is for a dictionary that writes elsewhere than it reads, and writes is missing")
+        return self
 
     @model_validator(mode="after")
     def _features_suffice(self) -> DictionaryConfig:

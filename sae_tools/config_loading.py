@@ -182,6 +182,8 @@ def _refuse_unknown(
         options, mapped = _sections(kind.model_fields[name].annotation)
         if not options:
             continue
+        if value is None and type(None) in get_args(kind.model_fields[name].annotation):
+            continue
         if value is None:
             tree[name] = value = {}
         for place, part in list(value.items()) if mapped and isinstance(value, dict) else [(None, value)]:

@@ -6,6 +6,7 @@ import difflib
 import re
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -16,12 +17,14 @@ HOOKS = {
     "resid_pre": "blocks.{}.hook_resid_pre",
     "attn_out": "blocks.{}.hook_attn_out",
     "resid_mid": "blocks.{}.hook_resid_mid",
+    "mlp_in": "blocks.{}.mlp.hook_in",
     "mlp_acts": "blocks.{}.mlp.hook_post",
     "mlp_out": "blocks.{}.hook_mlp_out",
     "resid_post": "blocks.{}.hook_resid_post",
 }
-"""Short names and TransformerLens's hooks, in the order of computation. `mlp_acts` is what the MLP's output matrix
-reads (gated MLPs: act(gate) · up); `attn_out` and `mlp_out` are what is added to the residual stream."""
+"""Short names and TransformerLens's hooks, in the order of computation. `mlp_in` is what the MLP reads, the stream after
+the norm before it; `mlp_acts` is what the MLP's output matrix reads (gated MLPs: act(gate) · up); `attn_out` and
+`mlp_out` are what is added to the residual stream."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,22 @@ def resolve_site(model: LanguageModel, name: str) -> Site:
                 return Site(kind, layer, hook, _width(model, kind, layer))
         return Site("hook", layer, name, _probe_width(model, name))
     raise UserError(_no_such_site(model, name))
+
+
+def comes_before(model: LanguageModel, a: Site, b: Site) -> bool:
+    """Whether `a` is computed before `b` in a forward pass; within a layer, hooks without a short name are compared by
+    when they fire."""
+    if a.layer != b.layer or a.hook_name == b.hook_name:
+        return a.layer < b.layer
+    if a.kind in HOOKS and b.kind in HOOKS:
+        order = list(HOOKS)
+        return order.index(a.kind) < order.index(b.kind)
+    fired: list[str] = []
+    hooks: list[Any] = [(name, lambda _x, hook, name=name: fired.append(name)) for name in (a.hook_name, b.hook_name)]
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    with torch.no_grad():
+        model.bridge.run_with_hooks(tokens, return_type=None, fwd_hooks=hooks)
+    return fired.index(a.hook_name) < fired.index(b.hook_name)
 
 
 def _width(model: LanguageModel, kind: str, layer: int) -> int:

@@ -21,7 +21,7 @@ SITES_OF = {
     "mlp_acts": ("mlp_acts",),
     "resid_update": ("mlp_out", "attn_out"),
     "logit_update": ("mlp_out", "attn_out"),
-    "resid": ("resid_pre", "resid_mid", "resid_post", "hook"),
+    "resid": ("resid_pre", "resid_mid", "resid_post", "mlp_in", "hook"),
 }
 """The kinds of site that each space reads."""
 CHUNK = 4096
@@ -104,11 +104,13 @@ def build_space(
     ).to(dtype=dtype)
 
 
-def check_space(cfg: SpaceConfig, site: Site) -> None:
-    """UserError if the space does not read such a site."""
+def check_space(cfg: SpaceConfig, site: Site, where: str = "") -> None:
+    """UserError if the space does not read such a site. where: the part of a dictionary's settings, such as `writes.`."""
     if site.kind not in SITES_OF[cfg.kind]:
         kinds = " or ".join(SITES_OF[cfg.kind]).replace("or hook", "or any other hook")
-        raise UserError(f"space.kind '{cfg.kind}' reads {kinds}, but the dictionary's site is '{site.name}'.")
+        raise UserError(
+            f"{where}space.kind '{cfg.kind}' reads {kinds}, but the dictionary's {where}site is '{site.name}'."
+        )
 
 
 def random_rotation(dim: int, seed: int) -> Float[Tensor, "dim dim"]:
