@@ -32,12 +32,14 @@ class FiringCounts:
     def finish(self, ultra_rare_below: float, dense_above: float) -> dict[str, float | int]:
         """Counts of features by class, and the mean number active per token.
 
-        dead: fired on none of the tokens counted, which bounds its density below 3 / tokens (95 %, the rule of three);
+        alive: fired on at least one of the tokens counted; dead: on none, which bounds its density below 3 / tokens
+        (95 %, the rule of three: (1 - p)^n = 0.05 at p = 2.996 / n, if tokens were independent);
         ultra_rare: fired, on a share below `ultra_rare_below`; dense: on a share above `dense_above`.
         """
         density = self.counts.double() / max(self.tokens, 1)
         return {
             "l0": density.sum().item(),
+            "alive": int((self.counts > 0).sum()),
             "dead": int((self.counts == 0).sum()),
             "ultra_rare": int(((self.counts > 0) & (density < ultra_rare_below)).sum()),
             "dense": int((density > dense_above).sum()),

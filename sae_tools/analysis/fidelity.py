@@ -3,15 +3,17 @@
 Every dictionary of a job is measured on the same tokens. Definitions, all over tokens that become rows (`RowsConfig`):
 
 - `fvu`: variance unexplained (`VarianceUnexplained`), in the dictionary's own space and in every space that its
-  reconstruction maps forward to. `logit_update` is measured with the final norm's scale at each token, whatever the
-  dictionary was trained with; `fvu_trained` is the figure in the very coordinates of training.
+  reconstruction maps forward to; of a two-site dictionary the space that it writes, and from there. `logit_update` is
+  measured with the final norm's scale at each token, whatever the dictionary was trained with; `fvu_trained` is the
+  figure in the very coordinates of training. Splicing and ablation are at the site that is written.
 - `ce`: next-token cross-entropy in nats of the model as it is, with the reconstruction spliced in at those tokens, and
   with the site's output ablated at those tokens: set to zero, or to its mean over held-out tokens. For dictionaries on
   an MLP's hidden activations the ablated output is the MLP's, so that all spaces of one MLP share their baselines.
 - `ce_recovered`: (ablation - reconstruction) / (ablation - original) for each baseline. Zero ablation takes away
   more than the information (a mean that the model may rely on), so read `mean` first.
 - `kl`: KL(original ‖ reconstruction spliced in), nats per token.
-- `dead`, `ultra_rare`, `dense`: see `FiringCounts.finish`.
+- `reconstruction`: more figures in the site's own coordinates, see `ReconstructionQuality.finish`.
+- `alive`, `dead`, `ultra_rare`, `dense`: see `FiringCounts.finish`.
 """
 
 from __future__ import annotations
@@ -22,12 +24,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_tools.analysis.behaviour import NextTokenLoss, log_softmax, recovered
 from sae_tools.analysis.density import FiringCounts
-from sae_tools.analysis.reconstruction import VarianceUnexplained
+from sae_tools.analysis.reconstruction import ReconstructionQuality, VarianceUnexplained
+from sae_tools.analysis.splicing import splice
 from sae_tools.analysis.subject import Subject, kept_positions, reconstruct
 from sae_tools.config import FidelityConfig, RowsConfig
 from sae_tools.memory import release_freed_memory
@@ -35,10 +38,8 @@ from sae_tools.models.capture import capture
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.intervene import (
     Edit,
-    EditFunction,
     logits_with_edits,
     mean_ablate,
-    replace,
     run_and_capture,
     zero_ablate,
 )
@@ -65,6 +66,8 @@ class SubjectSums:
     """By measuring space (`forward_chain`)."""
     own: VarianceUnexplained = field(default_factory=VarianceUnexplained)
     """In the very coordinates that it was trained in."""
+    site: ReconstructionQuality = field(default_factory=ReconstructionQuality)
+    """In the site's own."""
     spliced: NextTokenLoss = field(default_factory=NextTokenLoss)
 
     @staticmethod
@@ -99,14 +102,15 @@ def measure_fidelity(
     """
     norm = FinalNorm.of(model)
     final = resolve_site(model, f"resid_post@{model.n_layers - 1}")
-    ablated = {subject.name: ablation_site(model, subject.site) for subject in subjects}
+    ablated = {subject.name: ablation_site(model, subject.written_site) for subject in subjects}
     means = site_means(model, list(ablated.values()), batches(), rows, cfg.tokens)
     ablations = {site.name: AblationSums(site, means[site.name]) for site in ablated.values()}
-    direct = any(subject.space.kind in ("mlp_acts", "resid_update", "logit_update") for subject in subjects)
+    direct = any(subject.written.kind in ("mlp_acts", "resid_update", "logit_update") for subject in subjects)
     root = logit_root(model) if direct else None  # once for all
-    chains = {subject.name: forward_chain(subject.space, model, root=root) for subject in subjects}
+    chains = {subject.name: forward_chain(subject.written, model, root=root) for subject in subjects}
     sums = {s.name: SubjectSums.of(s, list(chains[s.name])) for s in subjects}
-    sites = list({s.name: s for s in (*(subject.site for subject in subjects), *ablated.values(), final)}.values())
+    read = [site for subject in subjects for site in subject.sites]
+    sites = list({s.name: s for s in (*read, *ablated.values(), final)}.values())
     original = NextTokenLoss()
     counted = 0
     for contexts in batches():
@@ -125,13 +129,15 @@ def measure_fidelity(
 
         for subject in subjects:
             x = activations[subject.site.name][kept].float()
-            result = reconstruct(subject, x, scale, position)
+            y = x if subject.target_space is None else activations[subject.written_site.name][kept].float()
+            result = reconstruct(subject, x, scale, position, y)
             mine = sums[subject.name]
             mine.density.update(result.fired, len(x))
             mine.own.update(result.z, result.z_hat)
+            mine.site.update(y, result.x_hat)
             for name, into_space in chains[subject.name].items():
-                mine.spaces[name].update(into_space(x, scale), into_space(result.x_hat, scale))
-            edited(replace(subject.site, put_at(kept, result.x_hat)), mine.spliced)
+                mine.spaces[name].update(into_space(y, scale), into_space(result.x_hat, scale))
+            edited(splice(subject.written_site, kept, result.x_hat), mine.spliced)
         for ablation in ablations.values():
             edited(zero_ablate(ablation.site, where=kept), ablation.zeroed)
             edited(mean_ablate(ablation.site, ablation.mean, where=kept), ablation.mean_ablated)
@@ -141,17 +147,6 @@ def measure_fidelity(
         if counted >= cfg.tokens:
             break
     return {s.name: finish(s, sums[s.name], original, ablations[ablated[s.name].name], cfg) for s in subjects}
-
-
-def put_at(kept: Bool[Tensor, "batch position"], vectors: Float[Tensor, "kept d"]) -> EditFunction:
-    """An edit function that puts the vectors, one for each kept token, in the activations' place."""
-
-    def edit(activation: Tensor) -> Tensor:
-        out = activation.clone()
-        out[kept] = vectors.to(activation.dtype)
-        return out
-
-    return edit
 
 
 def ablation_site(model: LanguageModel, site: Site) -> Site:
@@ -192,11 +187,15 @@ def finish(
     return {
         "site": subject.site.name,
         "space": subject.space.kind,
+        "writes": None
+        if subject.target_space is None
+        else {"site": subject.written_site.name, "space": subject.target_space.kind},
         "d_sae": subject.dictionary.d_sae,
         "tokens": sums.density.tokens,
         "predictions": original.tokens,
         "fvu_trained": sums.own.finish(),
         "fvu": {name: fvu.finish() for name, fvu in sums.spaces.items()},
+        "reconstruction": sums.site.finish(),
         "ce": {"original": ce_original, "reconstruction": ce_reconstruction, "zero": zero, "mean": mean},
         "ablated_site": ablation.site.name,
         "ablation_cost": {"zero": zero - ce_original, "mean": mean - ce_original},
