@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -47,6 +48,15 @@ class Selected(NamedTuple):
     active: Selection
     dead: Selection | None
     """For an auxiliary loss: what dead features would do. Entries of -inf stand for no feature."""
+
+
+class Pull(NamedTuple):
+    """A loss that is measured elsewhere (the KL of a model that the reconstruction is spliced into): its gradient."""
+
+    rows: int
+    """It depends on the reconstruction of so many rows, the first ones."""
+    gradient: Callable[[Float[Tensor, "rows d_out"]], Float[Tensor, "rows d_out"]]
+    """Of that loss, with respect to their reconstruction, at that reconstruction (detached); called once."""
 
 
 class Objective(NamedTuple):
@@ -173,13 +183,14 @@ class Dictionary(nn.Module, ABC):
         target: Float[Tensor, "rows d_out"] | None = None,
         dead: Bool[Tensor, " d_sae"] | None = None,
         l1: float = 0.0,
-        pull: Float[Tensor, "rows d_out"] | None = None,
+        pull: Float[Tensor, "rows d_out"] | Pull | None = None,
     ) -> StepOutput:
         """The training objective on the rows `x`: a pure function of parameters and arguments.
 
         target: what is to be reconstructed; None: x.
         pull: the gradient, with respect to the reconstruction, of a loss that is measured elsewhere (the KL of a model
-        that it is spliced into): added to the gradients, and not to the value.
+        that it is spliced into), or what gives it at the reconstruction of this very step: added to the gradients, and
+        not to the value.
         dead: features that count as dead, for an auxiliary loss; None: there are none.
         l1: coefficient of the sparsity penalty at this step.
         Arguments that an architecture has no use for are ignored. Nothing is synchronised with an accelerator.
@@ -193,6 +204,8 @@ class Dictionary(nn.Module, ABC):
         found = self.objective(
             self._differentiable(selected.active, centred), on, self._left_for_features(x, target), l1
         )
+        if isinstance(pull, Pull):
+            pull = _gradient_of(pull, target - found.error.detach())
         found = _pulled(found, pull, len(x))
         loss, terms = found.loss / len(x), self._terms(found, len(x)) | found.batch
         if self.aux_coefficient > 0:
@@ -213,13 +226,17 @@ class Dictionary(nn.Module, ABC):
         x: Float[Tensor, "rows d_in"],
         l1: float,
         target: Float[Tensor, "rows d_out"] | None = None,
-        pull: Float[Tensor, "rows d_out"] | None = None,
+        pull: Float[Tensor, "rows d_out"] | Pull | None = None,
     ) -> StepOutput:
         target = x if target is None else target
+        if isinstance(pull, Pull):  # the objective below sees some rows at a time
+            with torch.no_grad():
+                pull = _gradient_of(pull, self(x[: pull.rows]), len(x))
+        pulled = pull
 
         def objective(z: Tensor, part: slice) -> tuple[Tensor, dict[str, Tensor]]:
             found = self.objective(z, OnAll(), self._left_for_features(x[part], target[part]), l1)
-            found = _pulled(found, None if pull is None else pull[part], len(x))
+            found = _pulled(found, None if pulled is None else pulled[part], len(x))
             return found.loss / len(x), {**self._terms(found, len(x)), "fired": OnAll().fired(found.f)}
 
         first = (self.encoder, self.b_enc, self.b_dec)
@@ -264,6 +281,14 @@ class Dictionary(nn.Module, ABC):
     def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
         """The sparsity penalty of each row, without its coefficient; 0 where an architecture has none."""
         return f.new_zeros(len(f))
+
+
+def _gradient_of(
+    pull: Pull, reconstruction: Float[Tensor, "some d_out"], rows: int | None = None
+) -> Float[Tensor, "rows d_out"]:
+    """Of all rows: zero where nothing depends on a row."""
+    gradient = pull.gradient(reconstruction[: pull.rows])
+    return F.pad(gradient, (0, 0, 0, (len(reconstruction) if rows is None else rows) - pull.rows))
 
 
 def _pulled(found: Objective, pull: Float[Tensor, "rows d_out"] | None, rows: int) -> Objective:
