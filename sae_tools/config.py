@@ -224,6 +224,9 @@ class DictionaryConfig(Section):
     architecture: ArchitectureConfig = TopKConfig()
     d_sae: int = Field(default=2048, ge=1)
     """Number of features."""
+    init_from: str | None = None
+    """A file or folder of an SAE in any format that is read, of this site and size, whose weights training starts from
+    (fine-tuning); settings and space are still these. null: fresh weights."""
     b_dec_init: Literal["zero", "mean", "geometric_median"] = "geometric_median"
     """Initial decoder bias, which is also subtracted before the encoder."""
     encoder_init: Literal["tied", "kaiming"] = "tied"
@@ -261,6 +264,21 @@ class DictionaryConfig(Section):
         return self
 
 
+class KLConfig(Section):
+    """KL through the model at the end of training (Karvonen 2025, arXiv 2503.17272; end-to-end SAEs: Braun et al. 2024,
+    arXiv 2405.12241): some of a step's rows are those of whole contexts, in which the reconstruction is spliced into the
+    model, and KL(original ‖ spliced) of its next-token predictions joins the loss (training/through_model.py)."""
+
+    fraction: float = Field(default=0.1, gt=0, le=1)
+    """Last share of the steps in which it does."""
+    coefficient: float = Field(default=1.0, gt=0)
+    """How large the KL is made beside the squared error: at 1 it weighs as much as that does in the same contexts,
+    whatever both are (a pure number). Sparsity penalties grow by 1 + coefficient, so that their weight beside
+    everything that asks for fidelity stays."""
+    contexts: int = Field(default=2, ge=1)
+    """In each of those steps, from the training text in an order of its own. Their rows are part of batch_size."""
+
+
 class TrainingConfig(Section):
     tokens: int = Field(default=2_000_000, ge=1)
     """Rows to train on (rounded up to whole steps)."""
@@ -275,6 +293,8 @@ class TrainingConfig(Section):
     """Last share of the steps, over which the learning rate falls linearly to 0."""
     clip_norm: float | None = Field(default=1.0, gt=0)
     """Gradients of a dictionary are scaled to at most this norm; null: never."""
+    kl: KLConfig | None = None
+    """KL through the model in the last steps; null: never."""
     estimate_rows: int = Field(default=32_768, ge=2)
     """Rows from which centres, scales and initial biases are estimated before training (they are trained on too)."""
     checkpoints: int = Field(default=4, ge=1)
@@ -339,6 +359,16 @@ class JobConfig(Section):
                 raise ValueError(f"a dictionary cannot be named {name!r}, its folder would be {taken[name.casefold()]}")
             taken[name.casefold()] = f"that of {name!r}"
         return value
+
+    @model_validator(mode="after")
+    def _contexts_fit_into_a_step(self) -> JobConfig:
+        kl, length = self.training.kl, self.data.context_length - self.rows.skip_positions
+        if kl is not None and kl.contexts * length > self.training.batch_size:
+            raise ValueError(
+                f"training.kl.contexts is {kl.contexts}, which are up to {kl.contexts * length} rows, more than the "
+                f"{self.training.batch_size} of training.batch_size"
+            )
+        return self
 
 
 class LMArchitectureConfig(Section):
