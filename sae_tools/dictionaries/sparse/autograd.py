@@ -45,7 +45,8 @@ class _Decode(torch.autograd.Function):
         f, W_dec = ctx.saved_tensors
         g = grads[0].contiguous()
         g_f = ctx.pairs.dots(g, W_dec) if ctx.needs_input_grad[0] else None
-        return g_f, ctx.pairs.sum_by_feature(f, g), None
+        g_W_dec = ctx.pairs.sum_by_feature(f, g) if ctx.needs_input_grad[1] else None
+        return g_f, g_W_dec, None
 
 
 class _PerFeature(torch.autograd.Function):
@@ -57,6 +58,23 @@ class _PerFeature(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor):
         return ctx.pairs.total(grads[0].contiguous()), None
+
+
+class _SquaredNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, error: Tensor):
+        ctx.save_for_backward(error)
+        return torch.linalg.vector_norm(error).square()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor):
+        (error,) = ctx.saved_tensors
+        return error * (2 * grads[0])
+
+
+def squared_norm(error: Float[Tensor, "rows d"]) -> Float[Tensor, ""]:
+    """Σ e², read once forwards and once backwards, where `e.pow(2).sum()` makes three copies."""
+    return _SquaredNorm.apply(error)
 
 
 def preactivations_at(

@@ -55,15 +55,15 @@ def dense_gradients(
         z.requires_grad_()
         with torch.enable_grad():
             loss, parts = objective(z, part)
-            g, g_bias, *g_others = torch.autograd.grad(loss, [z, b_dec, *others], materialize_grads=True)
+            wanted = [z, b_enc, b_dec, *others]
+            g, *g_others = torch.autograd.grad(loss, wanted, materialize_grads=True)
         with torch.no_grad():
             per_feature = g.sum(0)
             gradients[0].addmm_(g.T, centred)
             gradients[1].add_(per_feature)
-            gradients[2].add_(g_bias)
             if subtract_b_dec:
                 gradients[2].sub_(per_feature @ encoder)
-            for gradient, more in zip(gradients[3:], g_others, strict=True):
+            for gradient, more in zip(gradients[1:], g_others, strict=True):
                 gradient.add_(more)
             total += loss.detach()
             for name, value in parts.items():

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_tools.dictionaries.sparse.kernels import kernels_for
-from sae_tools.dictionaries.sparse.torch_kernels import ByFeature
+from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, row_of_pairs
 
 
 class Pairs:
@@ -43,6 +43,19 @@ class Pairs:
     def by_feature(self) -> ByFeature:
         fast = kernels_for(torch.empty(0, dtype=torch.float32, device=self.features.device))
         return fast.by_feature(self.offsets, self.features, self.d_sae)
+
+    def split_rows(self, widths: list[int]) -> Pairs:
+        """The same pairs in rows · len(widths) rows: of each row first its features before widths[0], then those from
+        there to widths[1], … so that a sum by row is one for each of these groups.
+
+        Features must ascend within a row, as they do where `select_largest` or `select_above` chose them.
+        """
+        rows = row_of_pairs(self.offsets, len(self))
+        place = rows * self.d_sae + self.features
+        firsts = torch.tensor([0, *widths[:-1]], device=place.device)
+        bounds = self.d_sae * torch.arange(self.rows, device=place.device).unsqueeze(1) + firsts
+        offsets = torch.searchsorted(place, bounds.flatten()).int()
+        return Pairs(self.features, torch.cat([offsets, self.offsets[-1:]]), self.d_sae)
 
     def dots(self, a: Float[Tensor, "rows d"], b: Float[Tensor, "d_sae d"]) -> Float[Tensor, " pairs"]:
         """<a of the pair's row, b of its feature>."""

@@ -6,6 +6,8 @@ pair, or one for each row and feature.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Protocol
 
 import torch
@@ -19,6 +21,12 @@ from sae_tools.dictionaries.sparse.pairs import Pairs
 class Support(Protocol):
     def decode(self, f: Tensor, W_dec: Tensor) -> Float[Tensor, "rows d_out"]:
         """f W_dec, differentiable in both."""
+        ...
+
+    def decode_groups(
+        self, f: Tensor, W_dec: Float[Tensor, "d_sae d_out"], widths: list[int]
+    ) -> Sequence[Float[Tensor, "rows d_out"]]:
+        """`decode` of features before widths[0], of those from there to widths[1], …: they add up to it."""
         ...
 
     def per_feature(self, numbers: Float[Tensor, " d_sae"]) -> Tensor:
@@ -39,6 +47,12 @@ class OnPairs:
     def decode(self, f: Tensor, W_dec: Tensor) -> Float[Tensor, "rows d_out"]:
         return decode_at(f, W_dec, self.pairs)
 
+    def decode_groups(
+        self, f: Tensor, W_dec: Float[Tensor, "d_sae d_out"], widths: list[int]
+    ) -> Sequence[Float[Tensor, "rows d_out"]]:
+        parts = decode_at(f, W_dec, self.pairs.split_rows(widths))
+        return parts.view(self.pairs.rows, len(widths), W_dec.shape[1]).unbind(1)
+
     def per_feature(self, numbers: Float[Tensor, " d_sae"]) -> Float[Tensor, " pairs"]:
         return per_feature(numbers, self.pairs)
 
@@ -51,6 +65,11 @@ class OnAll:
 
     def decode(self, f: Tensor, W_dec: Tensor) -> Float[Tensor, "rows d_out"]:
         return f @ W_dec
+
+    def decode_groups(
+        self, f: Tensor, W_dec: Float[Tensor, "d_sae d_out"], widths: list[int]
+    ) -> Sequence[Float[Tensor, "rows d_out"]]:
+        return [f[:, first:last] @ W_dec[first:last] for first, last in pairwise([0, *widths])]
 
     def per_feature(self, numbers: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
         return numbers
