@@ -35,9 +35,9 @@ def unit_norms(dictionary: Dictionary) -> Float[Tensor, " d_sae"]:
 
 @torch.no_grad()
 def site_directions(subject: Subject) -> Float[Tensor, "d_sae d_site"]:
-    """What one unit of each feature (decoder row of norm 1) adds at the site where the space's σ is 1: float32, on the
-    dictionary's device. At a token it is this times `sigma_at`."""
-    dictionary, space = subject.dictionary, subject.space
+    """What one unit of each feature (decoder row of norm 1) adds at the written site where the space's σ is 1: float32,
+    on the dictionary's device. At a token it is this times `sigma_at` of the written space."""
+    dictionary, space = subject.dictionary, subject.written
     rows = dictionary.W_dec / unit_norms(dictionary).unsqueeze(1) * space.scale
     return rows.float() if space.inverse is None else rows.float() @ space.inverse.float()
 
@@ -52,9 +52,9 @@ def sigma_at(
 
 
 def residual_map(site: Site, model: LanguageModel) -> ResidualMap | None:
-    """From directions at the site to what they add to the residual stream; None where there is no fixed map (hooks
-    inside a module; a norm or experts between the hidden activations and the stream)."""
-    if site.kind == "hook":
+    """From directions at the site to what they add to the residual stream; None where there is no fixed map (what the MLP
+    reads; hooks inside a module; a norm or experts between the hidden activations and the stream)."""
+    if site.kind in ("hook", "mlp_in"):
         return None
     if site.kind != "mlp_acts":
         return lambda x: x
@@ -75,11 +75,11 @@ def residual_directions(
     mean_inverse_scale: the mean of 1/σ over the tokens, σ the final norm's scale. A space with ln `token` is another
     map at every token, and gets this one for all (None: it has no directions); others do not use it.
     """
-    to_residual = residual_map(subject.site, model)
-    if to_residual is None or (subject.space.ln == "token" and mean_inverse_scale is None):
+    to_residual, space = residual_map(subject.written_site, model), subject.written
+    if to_residual is None or (space.ln == "token" and mean_inverse_scale is None):
         return None
-    sigma = subject.space.inverse_sigma if subject.space.ln == "mean" else mean_inverse_scale
+    sigma = space.inverse_sigma if space.ln == "mean" else mean_inverse_scale
     rows = site_directions(subject)
-    if subject.space.ln != "none" and sigma is not None:
+    if space.ln != "none" and sigma is not None:
         rows = rows / sigma
     return to_residual(rows).cpu()

@@ -59,7 +59,7 @@ def ablation_effects(
     rows: what `corpus.kept` was made by.
     progress: called with the contexts done and their total (several times the corpus's where both paths are needed).
     """
-    direct = [is_direct(model, subject.site) for subject in subjects]
+    direct = [is_direct(model, subject.written_site) for subject in subjects]
     measured = [
         _measured(e, cfg.effect_contexts if cfg.effect_contexts is not None or d else 1)
         for e, d in zip(examples, direct, strict=True)

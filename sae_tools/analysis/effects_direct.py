@@ -90,7 +90,7 @@ def direct_effects(
 
 
 def _residual_rows(subject: Subject, model: LanguageModel) -> Float[Tensor, "d_sae d_model"]:
-    to_residual = residual_map(subject.site, model)
+    to_residual = residual_map(subject.written_site, model)
     assert to_residual is not None
     return to_residual(site_directions(subject)).to(model.device)
 
@@ -133,8 +133,8 @@ class _Stretch:
         position = (tokens % corpus.length).to(self.device)
         for number, subject in enumerate(subjects):
             mine = (pairs.subject == number).to(self.device)
-            if bool(mine.any()) and subject.space.ln != "none":
-                space = subject.space.to(self.device)
+            if bool(mine.any()) and subject.written.ln != "none":
+                space = subject.written.to(self.device)
                 self.amount = torch.where(
                     mine, self.amount * sigma_at(space, self.scale, position)[self.row], self.amount
                 )

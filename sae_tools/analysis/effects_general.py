@@ -54,7 +54,7 @@ def general_effects(
     effects = [torch.zeros(len(a.feature), width) for a in ablations]
     directions = [site_directions(a.subject).to(model.device) for a in ablations]
     units = [unit_norms(a.subject.dictionary) for a in ablations]
-    sites = {a.subject.site.name: a.subject.site for a in ablations}
+    sites = {site.name: site for a in ablations for site in a.subject.sites}
     final = resolve_site(model, f"resid_post@{model.n_layers - 1}")
     for context in torch.cat([a.context for a in ablations]).unique().tolist():
         here = [slice(*torch.searchsorted(a.context, torch.tensor([context, context + 1])).tolist()) for a in ablations]
@@ -93,7 +93,7 @@ class _Clean:
         self, a: Ablations, here: slice, directions: Float[Tensor, "d_sae d_site"], unit: Tensor, width: int
     ) -> Float[Tensor, "examples width"]:
         """Of the examples `here`, which are in this context."""
-        site, home = a.subject.site, self.tokens.device
+        site, home = a.subject.written_site, self.tokens.device
         features, column = a.feature[here].unique(return_inverse=True)
         taken = self._taken(a.subject, features, unit).T  # [features, length]
         out = torch.zeros(here.stop - here.start, width)
@@ -119,7 +119,7 @@ class _Clean:
     def _taken(
         self, subject: Subject, features: Int64[Tensor, " features"], unit: Float[Tensor, " d_sae"]
     ) -> Float[Tensor, "length features"]:
-        """Activations at kept tokens (decoder row of norm 1) times the σ of the space; 0 elsewhere."""
+        """Activations at kept tokens (decoder row of norm 1) times the σ of the written space; 0 elsewhere."""
         device = subject.dictionary.b_dec.device
         kept = self.kept.nonzero().squeeze(1)
         out = torch.zeros(len(self.tokens), len(features))
@@ -127,6 +127,6 @@ class _Clean:
             x = self.activations[subject.site.name][0][rows.to(self.tokens.device)].to(device)
             scale, position = self.scale[rows.to(self.tokens.device)].to(device), rows.to(device)
             f = subject.dictionary.encode(subject.space.forward(x, scale, position))[:, features.to(device)]
-            sigma = sigma_at(subject.space, scale, position)
+            sigma = sigma_at(subject.written, scale, position)
             out[rows] = (f * unit[features.to(device)] * sigma.unsqueeze(1)).float().cpu()
         return out.to(self.tokens.device)

@@ -4,7 +4,8 @@
 `id`, `d_sae`, `d_in`, `site`, `space`, `architecture` (and `k`), `unit` (of activations, in words), `corpus` (k of
 `corpus-<k>.safetensors` and `vocabulary-<k>.json` beside it), `tokens` (counted), `length` (of a context), `before`,
 `after`, `intervals`, `matches` (the ids of the other dictionaries on this corpus), `training_tokens` (null: unknown),
-`settings` (ReportConfig) and `fingerprint`: of everything that the numbers depend on.
+`settings` (ReportConfig) and `fingerprint`: of everything that the numbers depend on; a two-site dictionary also
+`writes` (a site) and `target_space`.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ SCHEMA: dict[str, tuple[str, tuple[str | int, ...]]] = {
 """dtype and shape of every array; equal letters are equal sizes."""
 LOGITS = frozenset(name for name in SCHEMA if name.startswith("logit_"))
 """Absent where nothing fixed leads from the site to the logits."""
+ONE_SITE = frozenset(("projection", "cosine"))
+"""Absent where encoder and decoder rows are in different spaces."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +127,10 @@ def save_features(path: Path, tensors: dict[str, Tensor], meta: dict[str, Any]) 
 def first_misfit(tensors: dict[str, Tensor]) -> str | None:
     """What is not as `SCHEMA` says, in words; None where everything is."""
     missing = SCHEMA.keys() - tensors.keys()
-    if missing - LOGITS or (missing and missing != LOGITS):
+    for group in (LOGITS, ONE_SITE):  # all of it, or none
+        if group <= missing:
+            missing = missing - group
+    if missing:
         return f"{min(missing)} is missing"
     if unknown := tensors.keys() - SCHEMA.keys():
         return f"{min(unknown)[:50]} is unknown"

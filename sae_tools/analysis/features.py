@@ -253,7 +253,10 @@ class Measurement:
             )
 
         def lengths(i: int, source: Source, progress: Callable[[int], None]) -> dict[str, Tensor]:
-            return geometry(source.subject.dictionary, self.cfg, lambda done, total: progress(done))
+            two_sites = source.subject.target_space is not None
+            return geometry(
+                source.subject.dictionary, self.cfg, lambda done, total: progress(done), two_sites=two_sites
+            )
 
         return self.by_source("logits", "logit weights", logits), self.by_source("geometry", "geometry", lengths)
 
@@ -305,6 +308,7 @@ class Measurement:
             "d_in": subject.dictionary.d_in,
             "site": subject.site.name,
             "space": subject.space.kind,
+            **_writes(subject),
             "unit": UNIT,
             "corpus": self.k,
             "tokens": corpus.counted,
@@ -317,6 +321,13 @@ class Measurement:
             "settings": self.settings,
             "fingerprint": self.prints[source.id],
         }
+
+
+def _writes(subject: Subject) -> dict[str, Any]:
+    """Where and in which space a two-site dictionary writes, which has entries of its own."""
+    if subject.target_space is None:
+        return {}
+    return {"writes": subject.written_site.name, "target_space": subject.target_space.kind}
 
 
 def correlation_tensors(
@@ -372,15 +383,20 @@ def architecture(subject: Subject) -> dict[str, Any]:
 
 def subject_fingerprint(subject: Subject) -> str:
     """Over everything that decides what the features are: weights, architecture, space and site."""
-    tensors, space = subject.space.state()
-    weights = subject.dictionary.state_dict()
-    named = {f"space.{name}": tensor for name, tensor in tensors.items()} | dict(weights)
+    spaces = {"space": subject.space}
+    if subject.target_space is not None:
+        spaces["target_space"] = subject.target_space
+    described: dict[str, Any] = {}
+    named = dict(subject.dictionary.state_dict())
+    for key, space in spaces.items():
+        tensors, described[key] = space.state()
+        named |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
     content = hashlib.blake2b(digest_size=16)
     for name in sorted(named):
         tensor = named[name].detach().cpu().contiguous()
         content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
         content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest({"weights": content.hexdigest(), "space": space, **architecture(subject)})
+    return digest({"weights": content.hexdigest(), **described, **architecture(subject)})
 
 
 def digest(value: Any) -> str:

@@ -21,6 +21,8 @@ def geometry(
     dictionary: Dictionary,
     cfg: ReportConfig,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    *,
+    two_sites: bool = False,
 ) -> dict[str, Tensor]:
     """Of every feature, in the dictionary's own space, on the CPU, float32 [d_sae] where not said otherwise:
 
@@ -30,20 +32,21 @@ def geometry(
     and 0; `antipode_feature` int32, the one with the least cosine, and `antipode_cosine`. Features with a decoder row
     of zeros have no neighbours (-1 and 0) and are nobody's.
 
+    two_sites: the encoder's rows are in another space than the decoder's, so that there is neither projection nor cosine.
     progress: called with the features done and all there are. No more than a block of cosines is held at once.
     """
     encoder, W_dec, unit = dictionary.encoder.float(), dictionary.W_dec.float(), unit_norms(dictionary)
     encoder_norm, decoder_norm = encoder.norm(dim=1), W_dec.norm(dim=1)
-    projection = (encoder * W_dec).sum(1)
-    both = encoder_norm * decoder_norm
     described = {
         "encoder_norm": encoder_norm * unit,
         "decoder_norm": decoder_norm,
         "b_enc": dictionary.b_enc.float() * unit,
-        "projection": projection,
-        "cosine": torch.where(both > 0, projection / both.clamp_min(torch.finfo(both.dtype).tiny), 0.0),
         **_neighbours(torch.nn.functional.normalize(W_dec, dim=1), decoder_norm > 0, cfg.neighbours, progress),
     }
+    if not two_sites:
+        projection, both = (encoder * W_dec).sum(1), encoder_norm * decoder_norm
+        cosine = torch.where(both > 0, projection / both.clamp_min(torch.finfo(both.dtype).tiny), 0.0)
+        described |= {"projection": projection, "cosine": cosine}
     return {name: tensor.detach().cpu() for name, tensor in described.items()}
 
 

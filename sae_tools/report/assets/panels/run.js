@@ -28,8 +28,8 @@
       .filter((one) => ids.includes(one.id))
       .map((one) => [
         h("a", { href: sae.routes.to("features", { d: one.id }) }, figures.key(meta.dictionaries.indexOf(one)), one.id),
-        one.site,
-        one.space,
+        one.writes ? `${one.site} → ${one.writes}` : one.site,
+        one.writes ? `${one.space} → ${one.target_space}` : one.space,
         one.k ? `${one.architecture}, k\u202f=\u202f${one.k}` : one.architecture,
         sae.dom.value(one.d_in, "meta.d_in", { format: format.integer }),
         sae.dom.value(one.d_sae, "meta.d_sae", { format: format.integer }),

@@ -25,8 +25,9 @@
       const { dictionary } = ctx;
       const list = await sae.list.open(dictionary);
       const { features } = list;
+      const sort = features.projection ? "projection" : "b_enc";
       const there = Object.keys(measures).filter((key) => key === "density" || features[key]);
-      const chosen = { x: "density", y: "b_enc", c: "projection" };
+      const chosen = { x: "density", y: "b_enc", c: features.projection ? sort : "class" };
       for (const axis of ["x", "y", "c"])
         if (there.includes(ctx.route.params[axis]) || ctx.route.params[axis] === "class")
           chosen[axis] = ctx.route.params[axis];
@@ -173,7 +174,7 @@
             "Features of very low density that are artefacts of training tend to part from the rest here. Point to one for its number, click to open it; ",
             h(
               "a",
-              { href: sae.routes.to("features", { d: dictionary.id, sort: "projection", dir: "desc" }) },
+              { href: sae.routes.to("features", { d: dictionary.id, sort, dir: "desc" }) },
               "the table",
             ),
             " sorts by the same figures.",

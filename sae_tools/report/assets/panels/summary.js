@@ -115,16 +115,18 @@
                   h("span", {}, value("maximum"), h("small", {}, "mean when active ", value("mean_active"))),
                   `In ${dictionary.unit}`,
                 ],
-            [
-              "Encoder · decoder",
-              h(
-                "span",
-                {},
-                value("projection", three),
-                features.cosine ? h("small", {}, "cosine ", value("cosine", three)) : null,
-              ),
-              "Encoder vector along the unit decoder vector, and the cosine between the two",
-            ],
+            features.projection
+              ? [
+                  "Encoder · decoder",
+                  h(
+                    "span",
+                    {},
+                    value("projection", three),
+                    features.cosine ? h("small", {}, "cosine ", value("cosine", three)) : null,
+                  ),
+                  "Encoder vector along the unit decoder vector, and the cosine between the two",
+                ]
+              : null,
             [
               "Encoder bias",
               h(
@@ -154,6 +156,9 @@
               "Read at",
               h("span", {}, dictionary.site, h("small", {}, `space ${dictionary.space}; unit: ${dictionary.unit}`)),
             ],
+            dictionary.writes
+              ? ["Written at", h("span", {}, dictionary.writes, h("small", {}, `space ${dictionary.target_space}`))]
+              : null,
           ],
           "facts strip",
         ),
