@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_tools.dictionaries import Dictionary, remove_parallel_gradient_
+from sae_tools.dictionaries import Dictionary, Pull, remove_parallel_gradient_
 
 
 class Step(NamedTuple):
@@ -37,14 +37,16 @@ def training_step(
     *,
     dead: Bool[Tensor, " d_sae"] | None = None,
     l1: float = 0.0,
+    pull: Pull | None = None,
 ) -> Step:
     """Loss, gradients and firing counts of `dictionary` on the rows `x` (in the dictionary's space).
 
     dead: features that count as dead (for AuxK), or None to leave the auxiliary loss out.
     l1: the coefficient of the L1 penalty at this step.
+    pull: the gradient of a loss that is measured elsewhere, not part of the value.
     Reads the parameters and changes nothing.
     """
-    out = dictionary.losses(x, dead=dead, l1=l1)
+    out = dictionary.losses(x, dead=dead, l1=l1, pull=pull)
     named = dict(dictionary.named_parameters())
     gradients = dict(zip(named, torch.autograd.grad(out.loss, list(named.values())), strict=True))
     if dictionary.unit_decoder:
