@@ -5,7 +5,7 @@ architectures with their losses, `build.py` how one starts, `decoder.py` the uni
 gradients that touch active features only, and `formats/` what others' programs read and write.
 """
 
-from sae_tools.dictionaries.base import Codes, Dictionary, StepOutput
+from sae_tools.dictionaries.base import Codes, Dictionary, Pull, StepOutput
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
 from sae_tools.dictionaries.build import build_dictionary
 from sae_tools.dictionaries.decoder import normalise_decoder_, remove_parallel_gradient_
@@ -23,6 +23,7 @@ __all__ = [
     "GatedDictionary",
     "JumpReLUDictionary",
     "MatryoshkaDictionary",
+    "Pull",
     "ReLUDictionary",
     "StepOutput",
     "TopKDictionary",
