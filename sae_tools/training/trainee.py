@@ -22,6 +22,7 @@ from sae_tools.spaces import Space
 from sae_tools.tracking.density import DensityCounter
 from sae_tools.training.schedule import l1_factor, learning_rate_factor
 from sae_tools.training.step import Step, clip_divisor, training_step
+from sae_tools.training.through_model import RunContexts, penalty_factor
 
 
 class Trainee:
@@ -61,8 +62,11 @@ class Trainee:
     def rows_in_space(self, rows: Rows) -> Float[Tensor, "rows d_in"]:
         return self.space.read(rows)
 
-    def propose(self, x: Float[Tensor, "rows d_in"], step: int) -> Step:
-        """Gradients for the update that follows `step` completed ones."""
+    def propose(self, x: Float[Tensor, "rows d_in"], step: int, contexts: RunContexts | None = None) -> Step:
+        """Gradients for the update that follows `step` completed ones.
+
+        contexts: those whose rows are the first of x, where KL through the model is part of the loss.
+        """
         architecture = self.cfg.architecture
         dead, l1 = None, 0.0
         if isinstance(architecture, TopKConfig | BatchTopKConfig):
@@ -73,7 +77,13 @@ class Trainee:
             l1 = architecture.l1 * l1_factor(step, architecture.l1_warmup_steps)
         elif isinstance(architecture, JumpReLUConfig):
             l1 = architecture.l0_coefficient * l1_factor(step, architecture.l0_warmup_steps)
-        return training_step(self.dictionary, x, dead=dead, l1=l1)
+        if contexts is None:
+            return training_step(self.dictionary, x, dead=dead, l1=l1)
+        splice = contexts.splice(self.site, self.space, x)
+        proposal = training_step(
+            self.dictionary, x, dead=dead, l1=l1 * penalty_factor(contexts.cfg), pull=splice.pull
+        )
+        return proposal._replace(terms={**proposal.terms, "kl": splice.kl, "kl_steps": torch.ones_like(splice.kl)})
 
     @torch.no_grad()
     def apply(self, proposal: Step, step: int, steps: int, n_rows: int, frozen: Float[Tensor, ""]) -> None:
@@ -110,8 +120,11 @@ class Trainee:
             return {}
         values = dict(zip(names, torch.stack([self.sums[name].float() for name in names]).tolist(), strict=True))
         self.sums = {}
-        steps = values.pop("steps")
+        steps, kl_steps = values.pop("steps"), values.pop("kl_steps", 0.0)
+        kl = values.pop("kl", 0.0)
         result = {name: value / steps for name, value in values.items()}
+        if kl_steps:  # they may have begun in between
+            result["kl"] = kl / kl_steps
         result["fvu"] = result["squared_error"] / self.variance.item()
         return result
 
