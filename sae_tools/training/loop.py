@@ -15,6 +15,7 @@ from sae_tools.training.guard import Guard, NonFiniteError
 from sae_tools.training.job import Job
 from sae_tools.training.resampling import resample_dead_features
 from sae_tools.training.schedule import evenly_spaced, learning_rate_factor
+from sae_tools.training.through_model import RunContexts, first_kl_step
 from sae_tools.training.trainee import Trainee
 
 
@@ -42,11 +43,11 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
             save_checkpoint(job)
     first = job.step
     while job.step < steps:
-        guard.before(job.step, job.buffer.state_dict())
-        rows = next(job.buffer).to(job.device)
+        guard.before(job.step, job.position())
+        rows, contexts = next_rows(job)
         clock.lap("harvest")
         with phase() if job.step == first else nullcontext():  # the first one leaves Adam's moments behind
-            take_step(job, rows, guard)
+            take_step(job, rows, guard, contexts)
         clock.lap("train")
 
         resampling = [trainee for trainee in job.trainees if resamples_at(trainee, job.step)]
@@ -76,10 +77,19 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
     return True
 
 
-def take_step(job: Job, rows: Rows, guard: Guard) -> None:
+def next_rows(job: Job) -> tuple[Rows, RunContexts | None]:
+    """The rows of the step that follows, and the contexts that the first of them are of, where it has KL."""
+    rows = next(job.buffer).to(job.device)
+    if job.through_model is None or job.step < first_kl_step(job.cfg):
+        return rows, None
+    contexts = job.through_model.draw()
+    return Rows.concatenate([contexts.rows, rows[: len(rows) - len(contexts.rows)]]), contexts
+
+
+def take_step(job: Job, rows: Rows, guard: Guard, contexts: RunContexts | None = None) -> None:
     """One step of every dictionary. A function of its own, so that gradients are gone before the next ones come."""
     xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
-    proposals = [trainee.propose(x, job.step) for trainee, x in zip(job.trainees, xs, strict=True)]
+    proposals = [trainee.propose(x, job.step, contexts) for trainee, x in zip(job.trainees, xs, strict=True)]
     guard.check(job.step, xs, proposals)
     for trainee, proposal in zip(job.trainees, proposals, strict=True):
         trainee.apply(proposal, job.step, job.steps, len(rows), guard.frozen)
