@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from sae_tools.spaces import Root, build_space, check_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
 from sae_tools.training.from_store import estimates_need_scale, in_another_order, open_reader, stored_sample
 from sae_tools.training.schedule import total_steps
+from sae_tools.training.through_model import ThroughModel
 from sae_tools.training.trainee import Trainee
 
 
@@ -43,6 +45,8 @@ class Job:
     trainees: list[Trainee]
     metrics: MetricsWriter
     device: torch.device
+    through_model: ThroughModel | None = None
+    """For the steps with KL, where the job has such."""
     step: int = 0
     """Steps completed."""
     has_checkpoint: bool = False
@@ -55,6 +59,18 @@ class Job:
     def tokens(self) -> int:
         """Rows trained on so far."""
         return self.step * self.cfg.training.batch_size
+
+    def position(self) -> dict[str, Any]:
+        """Where the data stand, JSON-able: of the rows, and of the contexts for KL where the job has it."""
+        if self.through_model is None:
+            return {"data": self.buffer.state_dict()}
+        return {"data": self.buffer.state_dict(), "kl": self.through_model.state_dict()}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """The inverse of `position`."""
+        self.buffer.load_state_dict(position["data"])
+        if self.through_model is not None:
+            self.through_model.load_state_dict(position["kl"])
 
     def close(self) -> None:
         """Nothing more will be written: other processes may now resume the run."""
