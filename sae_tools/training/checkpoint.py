@@ -18,7 +18,7 @@ from sae_tools.training.trainee import Trainee
 def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
     """Write the job's state after `job.step` steps; nothing older is touched but the trainer states no longer needed.
 
-    position: of the data, where it differs from the buffer's own (after a bad step).
+    position: of the data, where it differs from the job's own (after a bad step).
     """
     job.metrics.flush()
     for trainee in job.trainees:
@@ -28,7 +28,7 @@ def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
             save_tensors(folder / "space.safetensors", tensors, meta)
             save_tensors(folder / "trainer.safetensors", trainee.tensors(), {"tokens": job.tokens, "step": job.step})
     job.run.commit_checkpoint(
-        job.tokens, {"step": job.step, "tokens": job.tokens, "data": position or job.buffer.state_dict()}
+        job.tokens, {"step": job.step, "tokens": job.tokens, **(position or job.position())}
     )
     job.has_checkpoint = True
 
