@@ -32,6 +32,7 @@ from sae_tools.training.job import (
     open_model,
     open_stream,
 )
+from sae_tools.training.through_model import open_through_model
 from sae_tools.training.trainee import Trainee
 
 NOT_COMPARED = ("name", "runs_dir", "provenance")
@@ -63,7 +64,8 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
         raise
     buffer = open_buffer(cfg, model, list(sites.values()), stream, store)
     stream = buffer if isinstance(buffer, StoreReader) else stream
-    return Job(cfg, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
+    through_model = open_through_model(cfg, model, sites_of(trainees), device)
+    return Job(cfg, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device, through_model)
 
 
 def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | None = None) -> Job:
@@ -90,11 +92,19 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
         trainees = build_trainees(own, model, sites, device, source)
-        return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device)
+        through_model = open_through_model(own, model, sites_of(trainees), device)
+        return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device, through_model)
     trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
-    buffer.load_state_dict(state["data"])
+    through_model = open_through_model(own, model, sites_of(trainees), device)
     metrics = MetricsWriter(run.metrics, resume_at=state["step"])
-    return Job(own, run, model, stream, buffer, trainees, metrics, device, step=state["step"], has_checkpoint=True)
+    job = Job(own, run, model, stream, buffer, trainees, metrics, device, through_model, state["step"], True)
+    job.go_to(state)
+    return job
+
+
+def sites_of(trainees: list[Trainee]) -> list[Site]:
+    """All that they read."""
+    return [trainee.site for trainee in trainees]
 
 
 def provenance(model: LanguageModel, data_fingerprint: dict[str, Any], store: Store | None = None) -> dict[str, Any]:
