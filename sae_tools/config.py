@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
+from pydantic import Field, field_validator, model_validator
+
+from sae_tools.config_architectures import (  # noqa: F401 - all are found here
+    ArchitectureConfig,
+    BatchTopKConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    TopKConfig,
 )
+from sae_tools.config_section import Section
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -25,21 +27,6 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=
 
 RESERVED_NAMES = ("analysis", "state", "config.yaml", "metrics.jsonl", "report.html", "wandb")
 """What a run directory holds beside its dictionaries' folders."""
-
-
-class Section(BaseModel):
-    """A part of the tree; frozen, so that what was resolved is what runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _true_is_no_number(cls, value: Any, info: ValidationInfo) -> Any:
-        """`seed: true` is a slip, not 1."""
-        annotation = cls.model_fields[info.field_name].annotation if info.field_name else None
-        if isinstance(value, bool) and annotation is not bool:
-            raise ValueError(f"{str(value).lower()} is no value for it")
-        return value
 
 
 class ModelConfig(Section):
@@ -114,92 +101,6 @@ class SpaceConfig(Section):
     """Divide by one scalar so that the mean squared norm equals the dimension."""
 
 
-class TopKConfig(Section):
-    """The k largest pre-activations, then ReLU (Gao et al. 2024, arXiv 2406.04093)."""
-
-    kind: Literal["topk"] = "topk"
-    k: int = Field(default=32, ge=1)
-    aux_k: int | None = Field(default=None, ge=1)
-    """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
-    aux_coefficient: float = Field(default=1 / 32, ge=0)
-    dead_after_tokens: int = Field(default=1_000_000, ge=1)
-    """A feature that fired on none of this many tokens counts as dead for AuxK."""
-
-
-class BatchTopKConfig(Section):
-    """The k largest pre-activations per row on average, over the whole batch (Bussmann et al. 2024, arXiv 2412.06410).
-    After training a feature fires above one threshold, the average of the smallest activation that batches kept."""
-
-    kind: Literal["batchtopk"] = "batchtopk"
-    k: int = Field(default=32, ge=1)
-    """Features that fire per row, on average over a batch."""
-    aux_k: int | None = Field(default=None, ge=1)
-    """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
-    aux_coefficient: float = Field(default=1 / 32, ge=0)
-    dead_after_tokens: int = Field(default=1_000_000, ge=1)
-    """A feature that fired on none of this many tokens counts as dead for AuxK."""
-    threshold_rate: float = Field(default=0.05, gt=0, le=1)
-    """How far each batch moves the threshold towards the smallest activation that it kept. That one is a quantile of
-    many and hardly differs between batches, but falls while a dictionary learns: a slow average would lag behind it,
-    and fewer than k features fire after a short run."""
-
-
-class ReLUConfig(Section):
-    """ReLU with an L1 penalty. Loss: squared error summed over dimensions and l1 summed over features, both averaged
-    over tokens."""
-
-    kind: Literal["relu"] = "relu"
-    form: Literal["unit-norm", "decoder-norm"] = "unit-norm"
-    """`unit-norm`: decoder rows kept at norm 1, the parallel part of their gradient removed before the step ('Towards
-    Monosemanticity', 2023); `decoder-norm`: free decoder, penalty weighted by its row norms (Anthropic, April 2024)."""
-    l1: float = Field(default=1.0, ge=0)
-    """Penalty per unit of activation, on rows whose mean squared norm is their dimension."""
-    l1_warmup_steps: int = Field(default=0, ge=0)
-    resample_at: list[Annotated[int, Field(ge=1)]] = []
-    """Steps after which dead features are resampled ('Towards Monosemanticity', appendix)."""
-    resample_dead_steps: int = Field(default=12_500, ge=1)
-    """Dead, for resampling: fired on none of this many preceding steps."""
-    resample_inputs: int = Field(default=819_200, ge=1, le=2**24)
-    """Rows whose loss decides which inputs the resampled features start from."""
-
-
-class JumpReLUConfig(Section):
-    """A feature fires above a threshold of its own, which is learned by a straight-through estimator (Rajamanoharan et
-    al. 2024, arXiv 2407.14435). Loss: squared error summed over dimensions and l0_coefficient times the penalty, both
-    averaged over tokens; decoder rows kept at norm 1. Names and penalties are SAELens's."""
-
-    kind: Literal["jumprelu"] = "jumprelu"
-    penalty: Literal["step", "quadratic"] = "step"
-    """`step`: L0, the number of features that fire on a token; `quadratic`: 2 (L0 - target_l0)² / target_l0."""
-    l0_coefficient: float = Field(default=1.0, ge=0)
-    """Of the penalty, on rows whose mean squared norm is their dimension."""
-    l0_warmup_steps: int = Field(default=0, ge=0)
-    """Steps over which the coefficient rises linearly from 0."""
-    target_l0: float | None = Field(default=None, gt=0)
-    """Features per token that the quadratic penalty asks for."""
-    init_threshold: float = Field(default=0.25, ge=0)
-    """Of every feature; each moves by about the learning rate per step from there. On rows whose mean squared norm is
-    their dimension, 1 is about a standard deviation of the first pre-activations: from there a third of the features
-    may never fire, while near 0 most are active for hundreds of steps, which is slow."""
-    bandwidth: float = Field(default=0.05, gt=0)
-    """Width of the window around a threshold in which pre-activations tell which way to move it."""
-    dead_after_tokens: int = Field(default=1_000_000, ge=1)
-    """A feature that fired on none of this many tokens counts as dead in the metrics."""
-
-
-def _architecture_kind(v: Any) -> str:
-    return v.get("kind", "topk") if isinstance(v, dict) else getattr(v, "kind", "topk")
-
-
-ArchitectureConfig = Annotated[
-    Annotated[TopKConfig, Tag("topk")]
-    | Annotated[BatchTopKConfig, Tag("batchtopk")]
-    | Annotated[ReLUConfig, Tag("relu")]
-    | Annotated[JumpReLUConfig, Tag("jumprelu")],
-    Discriminator(_architecture_kind),
-]
-
-
 class WritesConfig(Section):
     """The other site of a two-site dictionary (transcoders; Dunefsky et al. 2024, arXiv 2406.11944): it reads one, and
     reconstructs what is there."""
@@ -254,6 +155,13 @@ class DictionaryConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _widths_end_at_all(self) -> DictionaryConfig:
+        widths = getattr(self.architecture, "widths", None)
+        if widths is not None and widths[-1] != self.d_sae:
+            raise ValueError(f"architecture.widths ends at {widths[-1]}, and must end at its d_sae of {self.d_sae}")
+        return self
+
+    @model_validator(mode="after")
     def _target_is_said(self) -> DictionaryConfig:
         architecture = self.architecture
         if isinstance(architecture, JumpReLUConfig):
@@ -265,8 +173,8 @@ class DictionaryConfig(Section):
 
 
 class KLConfig(Section):
-    """KL through the model at the end of training (Karvonen 2025, arXiv 2503.17272; end-to-end SAEs: Braun et al. 2024,
-    arXiv 2405.12241): some of a step's rows are those of whole contexts, in which the reconstruction is spliced into the
+    """KL through the model at the end of training (Karvonen 2025, arXiv 2503.17272; end-to-end: Braun et al. 2024,
+    arXiv 2405.12241): some rows of a step are those of whole contexts, in which the reconstruction is spliced into the
     model, and KL(original ‖ spliced) of its next-token predictions joins the loss (training/through_model.py)."""
 
     fraction: float = Field(default=0.1, gt=0, le=1)

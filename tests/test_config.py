@@ -115,7 +115,7 @@ def test_override_of_a_mapping_shared_by_an_alias_changes_one_place():
             "dictionaries.up.architecture.kk=4",
             "no setting of kind 'topk'; did you mean 'dictionaries.up.architecture.k'",
         ),
-        ("dictionaries.up.architecture.l1=4", "no setting of kind 'topk' but of 'relu'."),
+        ("dictionaries.up.architecture.l1=4", "no setting of kind 'topk' but of 'relu' or 'gated'."),
         (
             "dictionaries.up.architecture.kind=foo",
             "architecture.kind: expected 'topk', 'batchtopk', 'relu' or 'jumprelu', found 'foo'.",

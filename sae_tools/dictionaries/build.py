@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.config import BatchTopKConfig, DictionaryConfig, JumpReLUConfig, TopKConfig
+from sae_tools.config import (
+    ArchitectureConfig,
+    BatchTopKConfig,
+    DictionaryConfig,
+    GatedConfig,
+    JumpReLUConfig,
+    MatryoshkaConfig,
+    ReLUConfig,
+    TopKConfig,
+)
 from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
+from sae_tools.dictionaries.gated import GatedDictionary
+from sae_tools.dictionaries.initial import Project, Target, initial_tensors
 from sae_tools.dictionaries.jumprelu import JumpReLUDictionary
-from sae_tools.dictionaries.median import geometric_median, mean_of_rows
+from sae_tools.dictionaries.matryoshka import MatryoshkaDictionary
 from sae_tools.dictionaries.relu import ReLUDictionary
 from sae_tools.dictionaries.topk import TopKDictionary
+
+FourTensors = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def build_dictionary(
@@ -23,7 +36,8 @@ def build_dictionary(
     generator: torch.Generator,
     sample: Float[Tensor, "rows dim"] | None = None,
     *,
-    project: Callable[[Float[Tensor, "rows dim"]], Float[Tensor, "rows dim"]] | None = None,
+    project: Project | None = None,
+    target: Target | None = None,
 ) -> Dictionary:
     """A dictionary of `cfg.d_sae` features on rows of width `dim`, float32, on the CPU.
 
@@ -36,46 +50,32 @@ def build_dictionary(
 
     Raises UserError for k, aux_k or target_l0 above d_sae.
     """
-    d_sae, architecture = cfg.d_sae, cfg.architecture
-
-    def draw() -> Float[Tensor, "d_sae dim"]:
-        if cfg.encoder_init == "tied":
-            rows = torch.randn(d_sae, dim, generator=generator)
-        else:
-            rows = (2 * torch.rand(d_sae, dim, generator=generator) - 1) / dim**0.5
-        return rows if project is None else project(rows.to(device)).cpu()
-
-    device = "cpu" if sample is None else sample.device
-    W_dec = torch.nn.functional.normalize(draw(), dim=-1)
-    encoder = W_dec.clone() if cfg.encoder_init == "tied" else draw()
-    tensors = (encoder, torch.zeros(d_sae), W_dec, _initial_bias(cfg, dim, sample))
-    if isinstance(architecture, TopKConfig):
-        return TopKDictionary(
-            *tensors, k=architecture.k, aux_k=architecture.aux_k, aux_coefficient=architecture.aux_coefficient
-        )
-    if isinstance(architecture, BatchTopKConfig):
-        return BatchTopKDictionary(
-            *tensors,
-            k=architecture.k,
-            aux_k=architecture.aux_k,
-            aux_coefficient=architecture.aux_coefficient,
-            threshold_rate=architecture.threshold_rate,
-        )
-    if isinstance(architecture, JumpReLUConfig):
-        return JumpReLUDictionary(
-            *tensors,
-            torch.full((d_sae,), architecture.init_threshold),
-            bandwidth=architecture.bandwidth,
-            penalty=architecture.penalty,
-            target_l0=architecture.target_l0,
-        )
-    return ReLUDictionary(*tensors, form=architecture.form)
+    start = initial_tensors(cfg, dim, generator, sample, project, target)
+    return _of_architecture(cfg.architecture, start.shared, subtract_b_dec=target is None, W_skip=start.W_skip)
 
 
-def _initial_bias(cfg: DictionaryConfig, dim: int, sample: Tensor | None) -> Float[Tensor, " dim"]:
-    if cfg.b_dec_init == "zero":
-        return torch.zeros(dim)
-    if sample is None or sample.shape[0] == 0:
-        raise ValueError(f"b_dec_init '{cfg.b_dec_init}' needs a sample of rows")
-    bias = mean_of_rows(sample) if cfg.b_dec_init == "mean" else geometric_median(sample)
-    return bias.float().cpu()
+def _of_architecture(architecture: ArchitectureConfig, tensors: FourTensors, **shared: Any) -> Dictionary:
+    """The class that belongs to the settings; shared: settings that every class takes."""
+    d_sae = len(tensors[0])
+    match architecture:
+        case TopKConfig():
+            return TopKDictionary(*tensors, **_named(architecture, "k", "aux_k", "aux_coefficient"), **shared)
+        case MatryoshkaConfig():
+            named = _named(architecture, "k", "aux_k", "aux_coefficient", "threshold_rate")
+            return MatryoshkaDictionary(*tensors, widths=architecture.widths_of(d_sae), **named, **shared)
+        case BatchTopKConfig():
+            named = _named(architecture, "k", "aux_k", "aux_coefficient", "threshold_rate")
+            return BatchTopKDictionary(*tensors, **named, **shared)
+        case ReLUConfig():
+            return ReLUDictionary(*tensors, **_named(architecture, "form"), **shared)
+        case GatedConfig():
+            r_mag, b_mag = torch.zeros(2, d_sae)
+            return GatedDictionary(*tensors, r_mag, b_mag, **_named(architecture, "form"), **shared)
+        case JumpReLUConfig():
+            threshold = torch.full((d_sae,), architecture.init_threshold)
+            named = _named(architecture, "bandwidth", "penalty", "target_l0")
+            return JumpReLUDictionary(*tensors, threshold, **named, **shared)
+
+
+def _named(architecture: ArchitectureConfig, *names: str) -> dict[str, Any]:
+    return {name: getattr(architecture, name) for name in names}

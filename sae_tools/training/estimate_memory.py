@@ -38,6 +38,7 @@ from sae_tools.data.tokens import encoder
 from sae_tools.device import multiplies_bfloat16
 from sae_tools.dictionaries import Dictionary, build_dictionary
 from sae_tools.dictionaries.formats.saelens import CHUNK
+from sae_tools.dictionaries.initial import Target
 from sae_tools.dictionaries.relu import DENSE_ABOVE
 from sae_tools.dictionaries.sparse.select import micro_batch_rows
 from sae_tools.memory import release_freed_memory, resident_bytes
@@ -48,6 +49,7 @@ from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts
 from sae_tools.seeds import generator
 from sae_tools.training.job import row_bytes
+from sae_tools.training.sites import Sites, all_sites
 from sae_tools.training.step import training_step
 
 TEXT_READ, TEXT_KEPT = 11, 2.5
@@ -57,6 +59,8 @@ COMPRESSION = 6
 """A compressed file may hold this many times its size."""
 PAIR = 40
 """Bytes of an active pair of row and feature in a step: feature, value, both orders, activation and gradients."""
+MORE_VECTORS = {"jumprelu": 1, "gated": 2}
+"""Parameters of d_sae numbers beside b_enc."""
 PACKED = (".gz", ".zst", ".parquet")
 WARM_UP_TOKENS = 100_000
 LEFT_OVER = 64 * 2**20
@@ -82,14 +86,20 @@ class Trained:
     """Its rows in the space, at training's batch size, kept while every dictionary steps."""
 
 
-def trained(cfg: DictionaryConfig, dim: int, job: JobConfig, device: torch.device) -> Trained:
-    """dim: width of the dictionary's space."""
+def trained(
+    cfg: DictionaryConfig, d_in: int, job: JobConfig, device: torch.device, d_out: int | None = None
+) -> Trained:
+    """d_in: width of what the dictionary reads; d_out: of what it writes, where that is something else."""
+    two_sites, d_out = d_out is not None, d_in if d_out is None else d_out
+    dim = max(d_in, d_out)
     batch, d_sae, architecture = job.training.batch_size, cfg.d_sae, cfg.architecture
-    matrix, vectors = 4 * dim * d_sae, 4 * (d_sae + dim)
-    parameters = 2 * matrix + vectors + (4 * d_sae if isinstance(architecture, JumpReLUConfig) else 0)
+    projects = any(space.kind == "logit_update" for space in cfg.spaces)
+    matrix, both, vectors = 4 * dim * d_sae, 4 * (d_in + d_out) * d_sae, 4 * (d_sae + d_out)
+    both += 4 * d_in * d_out if cfg.skip else 0
+    parameters = both + vectors + 4 * d_sae * MORE_VECTORS.get(architecture.kind, 0)
     micro = min(batch, micro_batch_rows(d_sae, device))
     several = batch > micro  # then the one before is there while the next is computed
-    rows = 4 * batch * dim
+    rows = 4 * batch * (d_in + d_out if two_sites else d_in)
     product = 4 * micro * d_sae
     pairs, more = PAIR * batch * getattr(architecture, "k", 0), 0
     if isinstance(architecture, TopKConfig | BatchTopKConfig):
@@ -99,33 +109,35 @@ def trained(cfg: DictionaryConfig, dim: int, job: JobConfig, device: torch.devic
         if architecture.aux_coefficient > 0 and job.training.tokens > architecture.dead_after_tokens:
             # As if half of the features were dead: their columns are copied, and both gradients come twice.
             selecting = max(selecting, selecting // (1 + several) * 3 // 2)
-            more, pairs = 2 * matrix, pairs + PAIR * batch * (architecture.aux_k or max(1, dim // 2))
+            more, pairs = both, pairs + PAIR * batch * (architecture.aux_k or max(1, d_out // 2))
     else:
         selecting = product * (1 + several)
         sparse = int(DENSE_ABOVE * batch * d_sae * PAIR)
-        more = max((dense_tensors(architecture) + several) * product, 2 * matrix, sparse)
+        more = max((dense_tensors(architecture) + several) * product, both, sparse)
     selecting, more = selecting + pairs // 2 + 3 * rows, more + pairs + 6 * rows
     return Trained(
         parameters=parameters,
         gradients=parameters,
-        step=max(selecting, 2 * matrix + more),
+        step=max(selecting, both + more),
         beside=max(selecting, more),
-        building=3 * matrix + (6 * matrix if cfg.space.kind == "logit_update" else 0),
+        building=3 * matrix + (6 * matrix if projects else 0) + (4 * d_in * d_out if two_sites else 0),
         # The folded weights, and a chunk of each in float64, before and after.
-        exported=2 * matrix + 8 * min(CHUNK, d_sae) * dim * (8 if cfg.space.kind == "logit_update" else 5),
+        exported=both + 8 * min(CHUNK, d_sae) * dim * (8 if projects else 5),
         read=rows,
     )
 
 
-def small_dictionary(cfg: DictionaryConfig, x: Tensor, d_sae: int) -> Dictionary:
-    """One of the same architecture with at most `d_sae` features (as many as it must have), on rows like x."""
+def small_dictionary(cfg: DictionaryConfig, x: Tensor, d_sae: int, y: Tensor | None = None) -> Dictionary:
+    """One of the same architecture with at most `d_sae` features (as many as it must have), on rows like x; y: what it
+    reconstructs, where that is something else."""
     architecture = cfg.architecture
     needed = getattr(architecture, "k", None) or getattr(architecture, "target_l0", None) or 1
     d_sae = min(cfg.d_sae, max(d_sae, math.ceil(needed)))
     if isinstance(architecture, TopKConfig | BatchTopKConfig):
         architecture = architecture.model_copy(update={"aux_k": min(architecture.aux_k or 1, d_sae)})
     small = cfg.model_copy(update={"d_sae": d_sae, "b_dec_init": "zero", "architecture": architecture})
-    return build_dictionary(small, x.shape[1], generator(0, "estimate"), x)
+    target = None if y is None else Target(y.shape[1], y)
+    return build_dictionary(small, x.shape[1], generator(0, "estimate"), x, target=target)
 
 
 def dense_tensors(architecture: ReLUConfig | JumpReLUConfig) -> int:
@@ -143,7 +155,7 @@ def selects_in_bfloat16(cfg: JobConfig, device: torch.device) -> bool:
 def phases(
     cfg: JobConfig,
     model: LanguageModel,
-    sites: dict[str, Site],
+    sites: dict[str, Sites],
     harvester: Harvester,
     buffer_bytes: int,
     dictionaries: Sequence[Trained],
@@ -158,8 +170,12 @@ def phases(
     sample = training.estimate_rows * (row_bytes(harvester, 4) + 4)
     parameters, spaces, root = sum(d.parameters for d in dictionaries), space_bytes(cfg, model), root_bytes(model)
     building = max(
-        d.building + 4 * training.estimate_rows * site.width * (2 if of.space.kind == "logit_update" else 1)
-        for d, site, of in zip(dictionaries, sites.values(), cfg.dictionaries.values(), strict=True)
+        d.building
+        + sum(
+            4 * training.estimate_rows * site.width * (2 if space.kind == "logit_update" else 1)
+            for site, space in zip(of_sites, of.spaces, strict=False)
+        )
+        for d, of_sites, of in zip(dictionaries, sites.values(), cfg.dictionaries.values(), strict=True)
     )
     rows = 2 * training.batch_size * row_bytes(harvester, 4) + sum(d.read for d in dictionaries)
     step, gradients = max(d.beside for d in dictionaries), sum(d.gradients for d in dictionaries)
@@ -175,7 +191,7 @@ def phases(
         + text.kept
         + 3 * parameters
         + spaces
-        + measuring_bytes(cfg, model, list(sites.values())),
+        + measuring_bytes(cfg, model, all_sites(sites.values())),
     }
 
 
@@ -246,7 +262,7 @@ def root_bytes(model: LanguageModel) -> int:
 
 def space_bytes(cfg: JobConfig, model: LanguageModel) -> int:
     """Matrices of the spaces."""
-    with_matrix = sum(d.space.kind == "logit_update" for d in cfg.dictionaries.values())
+    with_matrix = sum(space.kind == "logit_update" for d in cfg.dictionaries.values() for space in d.spaces)
     return with_matrix * 2 * 4 * model.d_model**2
 
 
@@ -260,6 +276,8 @@ def settled_bytes(cfg: JobConfig, model: LanguageModel, harvester: Harvester) ->
     torch.linalg.eigh(torch.eye(256, dtype=torch.float64))
     x = torch.randn(64, 16, generator=generator(cfg.seed, "estimate"))
     for dictionary_cfg in cfg.dictionaries.values():
-        training_step(small_dictionary(dictionary_cfg, x, 256).to(model.device), x.to(model.device))
+        y = None if dictionary_cfg.writes is None else x.to(model.device)
+        small = small_dictionary(dictionary_cfg, x, 256, y).to(model.device)
+        training_step(small, x.to(model.device), target=y)
     release_freed_memory()
     return resident_bytes() or UNKNOWN_RUNTIME + memory_bytes(model.bridge)

@@ -6,7 +6,6 @@ import time
 from contextlib import nullcontext
 from typing import Protocol
 
-from sae_tools.config import ReLUConfig
 from sae_tools.device import allow_tf32
 from sae_tools.memory import phase
 from sae_tools.rows import Rows
@@ -16,7 +15,6 @@ from sae_tools.training.job import Job
 from sae_tools.training.resampling import resample_dead_features
 from sae_tools.training.schedule import evenly_spaced, learning_rate_factor
 from sae_tools.training.through_model import RunContexts, first_kl_step
-from sae_tools.training.trainee import Trainee
 
 
 class Observer(Protocol):
@@ -50,7 +48,7 @@ def train_job(job: Job, observer: Observer, should_stop=lambda: False) -> bool:
             take_step(job, rows, guard, contexts)
         clock.lap("train")
 
-        resampling = [trainee for trainee in job.trainees if resamples_at(trainee, job.step)]
+        resampling = [trainee for trainee in job.trainees if trainee.cfg.architecture.resamples_after(job.step)]
         logs = job.step % cfg.tracking.log_every == 0 or job.step == steps
         stops = should_stop() and job.step < steps
         if not (logs or resampling or stops or job.step in windows or job.step in checkpoints):
@@ -89,16 +87,12 @@ def next_rows(job: Job) -> tuple[Rows, RunContexts | None]:
 def take_step(job: Job, rows: Rows, guard: Guard, contexts: RunContexts | None = None) -> None:
     """One step of every dictionary. A function of its own, so that gradients are gone before the next ones come."""
     xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
-    proposals = [trainee.propose(x, job.step, contexts) for trainee, x in zip(job.trainees, xs, strict=True)]
-    guard.check(job.step, xs, proposals)
+    targets = [trainee.targets(rows) for trainee in job.trainees]
+    proposals = [t.propose(x, job.step, contexts, y) for t, x, y in zip(job.trainees, xs, targets, strict=True)]
+    guard.check(job.step, [x if y is None else x.sum() + y.sum() for x, y in zip(xs, targets, strict=True)], proposals)
     for trainee, proposal in zip(job.trainees, proposals, strict=True):
         trainee.apply(proposal, job.step, job.steps, len(rows), guard.frozen)
     job.step += 1
-
-
-def resamples_at(trainee: Trainee, step: int) -> bool:
-    architecture = trainee.cfg.architecture
-    return isinstance(architecture, ReLUConfig) and step in architecture.resample_at
 
 
 def log_record(job: Job, clock: Clock) -> dict:
@@ -106,7 +100,7 @@ def log_record(job: Job, clock: Clock) -> dict:
     data = {"epoch": job.stream.epoch, "same_document": job.buffer.same_document}
     record: dict = {"step": job.step, "tokens": job.tokens, "data": data, "dictionaries": {}}
     for trainee in job.trainees:
-        window = min(job.tokens, dead_window(trainee))
+        window = min(job.tokens, trainee.cfg.architecture.dead_window(trainee.training.batch_size))
         factor = learning_rate_factor(job.step - 1, job.steps, job.cfg.training)
         record["dictionaries"][trainee.name] = {
             **trainee.averages(),
@@ -116,14 +110,6 @@ def log_record(job: Job, clock: Clock) -> dict:
         }
     record["time"] = clock.since_last_record()
     return record
-
-
-def dead_window(trainee: Trainee) -> int:
-    """Tokens without a firing after which a feature is counted as dead in the metrics."""
-    architecture = trainee.cfg.architecture
-    if isinstance(architecture, ReLUConfig):
-        return architecture.resample_dead_steps * trainee.training.batch_size
-    return architecture.dead_after_tokens
 
 
 def stop_at_bad_step(job: Job, step: int, position: dict, which: int, bad_rows: bool) -> NonFiniteError:

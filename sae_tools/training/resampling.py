@@ -13,7 +13,6 @@ from sae_tools.config import ReLUConfig
 from sae_tools.seeds import derived_seed, generator
 from sae_tools.training.job import Job, rows_in_another_order
 from sae_tools.training.resample import draw_rows, restart_features_
-from sae_tools.training.schedule import l1_factor
 from sae_tools.training.trainee import Trainee
 
 
@@ -28,40 +27,48 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
     """
     architecture = trainee.cfg.architecture
     assert isinstance(architecture, ReLUConfig)
-    dead = trainee.density.dead(job.tokens, architecture.resample_dead_steps * trainee.training.batch_size)
+    dead = trainee.density.dead(job.tokens, architecture.dead_window(trainee.training.batch_size))
     count = int(dead.sum())
     if count == 0:
         return
-    l1 = architecture.l1 * l1_factor(job.step, architecture.l1_warmup_steps)
+    l1 = architecture.coefficient(job.step)
     losses, lengths = [], []
-    for x in subset(job, trainee):
-        losses += [trainee.dictionary.row_losses(part, l1=l1) for part in x.split(max(1, ENTRIES // len(dead)))]
-        lengths.append(x.norm(dim=-1))
+    for x, y in subset(job, trainee):
+        for part, target in zip(*(v.split(max(1, ENTRIES // len(dead))) for v in (x, y)), strict=True):
+            losses.append(trainee.dictionary.row_losses(part, target=target, l1=l1))
+        lengths.append(torch.minimum(x.norm(dim=-1), y.norm(dim=-1)))
     random = generator(job.cfg.seed, "resample", trainee.name, job.step)
     drawn = draw_rows(torch.cat(losses), torch.cat(lengths), count, random)
-    restart_features_(trainee.dictionary, trainee.optimiser, dead, pick(subset(job, trainee), drawn))
+    vectors, targets = pick(subset(job, trainee), drawn)
+    restart_features_(trainee.dictionary, trainee.optimiser, dead, vectors, targets)
     trainee.density.event("resampled", dead.nonzero().squeeze(1), job.tokens)
 
 
-def subset(job: Job, trainee: Trainee) -> Iterator[Float[Tensor, "rows d_in"]]:
-    """The random subset of the training text, piece by piece, in the trainee's space; the same every time."""
+def subset(job: Job, trainee: Trainee) -> Iterator[tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]]:
+    """(what is read, what is to be reconstructed) on the random subset of the training text, piece by piece, in the
+    trainee's spaces; the same every time."""
     assert isinstance(trainee.cfg.architecture, ReLUConfig)
     seed = derived_seed(job.cfg.seed, "resample", trainee.name, job.step)
     left = trainee.cfg.architecture.resample_inputs
-    for rows in rows_in_another_order(job, trainee.site, seed):
+    for rows in rows_in_another_order(job, trainee.sites, seed):
         rows = rows[:left]
         left -= len(rows)
-        yield trainee.rows_in_space(rows.to(job.device))
+        rows = rows.to(job.device)
+        x, y = trainee.rows_in_space(rows), trainee.targets(rows)
+        yield x, x if y is None else y
         if left <= 0:
             return
 
 
-def pick(parts: Iterator[Float[Tensor, "rows d"]], index: Tensor) -> Float[Tensor, "picked d"]:
+def pick(
+    parts: Iterator[tuple[Float[Tensor, "rows d_in"], Float[Tensor, "rows d_out"]]], index: Tensor
+) -> tuple[Float[Tensor, "picked d_in"], Float[Tensor, "picked d_out"]]:
     """The rows numbered `index`, in that order, of the parts put together."""
-    picked: dict[int, Tensor] = {}
+    picked: dict[int, tuple[Tensor, Tensor]] = {}
     wanted, start = set(index.tolist()), 0
-    for part in parts:
-        for row in wanted & set(range(start, start + len(part))):
-            picked[row] = part[row - start].clone()
-        start += len(part)
-    return torch.stack([picked[row] for row in index.tolist()])
+    for x, y in parts:
+        for row in wanted & set(range(start, start + len(x))):
+            picked[row] = x[row - start].clone(), y[row - start].clone()
+        start += len(x)
+    chosen = [picked[row] for row in index.tolist()]
+    return torch.stack([x for x, _ in chosen]), torch.stack([y for _, y in chosen])

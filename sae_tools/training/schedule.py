@@ -1,4 +1,4 @@
-"""Learning rate and sparsity coefficient as functions of the step: no state to save, nothing to drift on resume."""
+"""Learning rate and checkpoints as functions of the step: no state to save, nothing to drift on resume."""
 
 from __future__ import annotations
 
@@ -21,11 +21,6 @@ def learning_rate_factor(step: int, steps: int, cfg: TrainingConfig) -> float:
     decay_steps = round(steps * cfg.decay_fraction)
     decay = min(1.0, (steps - step) / (decay_steps + 1))
     return warmup * decay
-
-
-def l1_factor(step: int, warmup_steps: int) -> float:
-    """Factor on the L1 coefficient: linear from 0 over `warmup_steps`, then 1."""
-    return 1.0 if warmup_steps == 0 else min(1.0, step / warmup_steps)
 
 
 def evenly_spaced(count: int, steps: int) -> list[int]:

@@ -6,21 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.config import (
-    BatchTopKConfig,
-    DictionaryConfig,
-    JumpReLUConfig,
-    ReLUConfig,
-    TopKConfig,
-    TrainingConfig,
-)
+from sae_tools.config import DictionaryConfig, TrainingConfig
 from sae_tools.device import selection_precision
 from sae_tools.dictionaries import Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.spaces import Space
 from sae_tools.tracking.density import DensityCounter
-from sae_tools.training.schedule import l1_factor, learning_rate_factor
+from sae_tools.training.schedule import learning_rate_factor
 from sae_tools.training.step import Step, clip_divisor, training_step
 from sae_tools.training.through_model import RunContexts, penalty_factor
 
@@ -41,13 +34,17 @@ class Trainee:
         space: Space,
         dictionary: Dictionary,
         variance: Float[Tensor, ""],
+        target_space: Space | None = None,
     ):
-        """variance: mean squared distance of the space's rows from their mean, the denominator of the FVU logged."""
+        """variance: mean squared distance from their mean of the rows that are reconstructed, in their space: the
+        denominator of the FVU logged. target_space: of a two-site dictionary, what it reconstructs; None: what it
+        reads."""
         self.name = name
         self.site = site
         self.cfg = cfg
         self.training = training
         self.space = space
+        self.target_space = target_space
         self.dictionary = dictionary
         dictionary.selection_precision = selection_precision(training.selection, dictionary.b_dec.device)
         self.variance = variance.to(dictionary.b_dec.device)
@@ -59,29 +56,43 @@ class Trainee:
         self.sums: dict[str, Tensor] = {}
         """Sums over the steps since the last line of metrics, on the device."""
 
+    @property
+    def written(self) -> Space:
+        """The coordinates of what it reconstructs, with their site."""
+        return self.space if self.target_space is None else self.target_space
+
+    @property
+    def sites(self) -> list[Site]:
+        """All that it reads and reconstructs."""
+        return [self.site] if self.target_space is None else [self.site, self.target_space.site]
+
     def rows_in_space(self, rows: Rows) -> Float[Tensor, "rows d_in"]:
         return self.space.read(rows)
 
-    def propose(self, x: Float[Tensor, "rows d_in"], step: int, contexts: RunContexts | None = None) -> Step:
-        """Gradients for the update that follows `step` completed ones.
+    def targets(self, rows: Rows) -> Float[Tensor, "rows d_out"] | None:
+        """What is to be reconstructed; None: the rows in its space themselves."""
+        return None if self.target_space is None else self.target_space.read(rows)
+
+    def propose(
+        self,
+        x: Float[Tensor, "rows d_in"],
+        step: int,
+        contexts: RunContexts | None = None,
+        target: Float[Tensor, "rows d_out"] | None = None,
+    ) -> Step:
+        """Gradients for the update that follows `step` completed ones. x, target: as `rows_in_space` and `targets`.
 
         contexts: those whose rows are the first of x, where KL through the model is part of the loss.
         """
-        architecture = self.cfg.architecture
-        dead, l1 = None, 0.0
-        if isinstance(architecture, TopKConfig | BatchTopKConfig):
-            tokens = step * self.training.batch_size
-            if architecture.aux_coefficient > 0 and tokens >= architecture.dead_after_tokens:
-                dead = self.density.dead(tokens, architecture.dead_after_tokens)
-        elif isinstance(architecture, ReLUConfig):
-            l1 = architecture.l1 * l1_factor(step, architecture.l1_warmup_steps)
-        elif isinstance(architecture, JumpReLUConfig):
-            l1 = architecture.l0_coefficient * l1_factor(step, architecture.l0_warmup_steps)
+        dead, tokens, after = None, step * self.training.batch_size, self.cfg.architecture.aux_after_tokens
+        if after is not None and tokens >= after:
+            dead = self.density.dead(tokens, after)
+        l1 = self.cfg.architecture.coefficient(step)
         if contexts is None:
-            return training_step(self.dictionary, x, dead=dead, l1=l1)
-        splice = contexts.splice(self.site, self.space, x)
+            return training_step(self.dictionary, x, target=target, dead=dead, l1=l1)
+        splice = contexts.splice(self.written.site, self.written, x if target is None else target)
         proposal = training_step(
-            self.dictionary, x, dead=dead, l1=l1 * penalty_factor(contexts.cfg), pull=splice.pull
+            self.dictionary, x, target=target, dead=dead, l1=l1 * penalty_factor(contexts.cfg), pull=splice.pull
         )
         return proposal._replace(terms={**proposal.terms, "kl": splice.kl, "kl_steps": torch.ones_like(splice.kl)})
 

@@ -2,7 +2,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sae_tools.config import TrainingConfig
-from sae_tools.training.schedule import evenly_spaced, l1_factor, learning_rate_factor, total_steps
+from sae_tools.config_architectures import ramp
+from sae_tools.training.schedule import evenly_spaced, learning_rate_factor, total_steps
 
 
 def test_tokens_are_rounded_up_to_whole_steps():
@@ -25,8 +26,8 @@ def test_without_warmup_and_decay_the_rate_is_constant():
 
 
 def test_l1_warms_up_linearly():
-    assert [l1_factor(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert l1_factor(0, 0) == 1
+    assert [ramp(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert ramp(0, 0) == 1
 
 
 @given(count=st.integers(1, 50), steps=st.integers(1, 500))
