@@ -15,6 +15,8 @@ class SourceConfig(Section):
 
     site: str | None = None
     """Where an SAE reads that is no run of ours, e.g. `resid_post@3` or a hook name; null: what its metadata says."""
+    writes: str | None = None
+    """Where such a transcoder writes; null: what its metadata says."""
     model: ModelConfig | None = None
     """The language model of an SAE that is no run of ours; null: what its metadata says."""
     data: DataConfig | None = None

@@ -25,12 +25,10 @@ from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.parameters import weights_fingerprint
 from sae_tools.models.sites import Site, resolve_site
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.spaces.build import SITES_OF
 from sae_tools.spaces.space import Space
-
-SPACE = "space.safetensors"
-"""Beside a checkpoint of ours: the coordinates it was trained in."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,9 @@ def open_sources(paths: list[Path], cfg: SourceConfig, model: LanguageModel | No
     """
     origins = find_origins(paths)
     only_runs = all(origin.by_run for origin in origins)
-    if only_runs and cfg.site is not None:
-        raise UserError(f"site={cfg.site} is for an SAE that is no run of ours; {paths[0]} knows its own sites.")
+    for setting, given in (("site", cfg.site), ("writes", cfg.writes)):
+        if only_runs and given is not None:
+            raise UserError(f"{setting}={given} is for an SAE that is no run of ours; {paths[0]} knows its own sites.")
     own = cfg.model_copy(update={"model": None, "data": None, "rows": None})
     models = _Models(cfg.device, model)
     groups: dict[tuple[int, str, RowsConfig], Group] = {}
@@ -152,28 +151,45 @@ def _subject(
     cfg: SourceConfig,
     model: LanguageModel,
 ) -> Subject:
-    space = _saved_space(origin, metadata)
+    space, target = _saved_space(origin, metadata), None
     if space is None:
         space = identity_space(_site(origin, metadata, cfg, model), model, metadata)
-        site = space.site
-        if dictionary.d_in != site.width:
-            raise UserError(
-                f"{origin.path}: the SAE has d_in = {dictionary.d_in}, but {site.name} of {model.name} is {site.width} "
-                f"wide; name another site (such as site=mlp_out@3) or model (model.name=FOLDER)."
-            )
+        if two_sites(metadata):
+            target = identity_space(_written_site(origin, metadata, cfg, model), model, metadata)
+        for key, which, wanted, setting in (
+            ("d_in", space, dictionary.d_in, "site"),
+            ("d_out", target or space, dictionary.d_out, "writes"),
+        ):
+            if wanted != which.site.width:
+                raise UserError(
+                    f"{origin.path}: the SAE has {key} = {wanted}, but {which.site.name} of {model.name} is "
+                    f"{which.site.width} wide; name another site (such as {setting}=mlp_out@3) or model "
+                    f"(model.name=FOLDER)."
+                )
     else:
-        site = space.site
-        if resolve_site(model, site.name).width != site.width:
-            raise UserError(
-                f"{origin.path}: its site {site.name} is {site.width} wide, but not in {model.name}; name the model "
-                f"that it was trained on: model.name=FOLDER."
-            )
+        if two_sites(metadata):
+            target = Space.from_state(*load_tensors(origin.path / TARGET_SPACE))
         folded = metadata.get("coordinates") != "space"
-        if dictionary.d_in != (site.width if folded else space.dim):
-            raise UserError(f"{origin.path}: d_in = {dictionary.d_in} does not fit its {SPACE}.")
-        dictionary = unfold(dictionary, space) if folded else dictionary
+        for key, which, wanted, file in (
+            ("d_in", space, dictionary.d_in, SPACE),
+            ("d_out", target or space, dictionary.d_out, TARGET_SPACE if target else SPACE),
+        ):
+            if resolve_site(model, which.site.name).width != which.site.width:
+                raise UserError(
+                    f"{origin.path}: its site {which.site.name} is {which.site.width} wide, but not in {model.name}; "
+                    f"name the model that it was trained on: model.name=FOLDER."
+                )
+            if wanted != (which.site.width if folded else which.dim):
+                raise UserError(f"{origin.path}: {key} = {wanted} does not fit its {file}.")
+        dictionary = unfold(dictionary, space, target) if folded else dictionary
     device = pick_device(cfg.device)
-    return Subject(name, site, space.to(device), dictionary.requires_grad_(False).to(device))
+    target = None if target is None else target.to(device)
+    return Subject(name, space.site, space.to(device), dictionary.requires_grad_(False).to(device), target)
+
+
+def two_sites(metadata: dict[str, Any]) -> bool:
+    """Whether the metadata is that of a dictionary which writes elsewhere than it reads."""
+    return "transcoder" in str(metadata.get("architecture"))
 
 
 def _saved_space(origin: Origin, metadata: dict[str, Any]) -> Space | None:
@@ -186,7 +202,8 @@ def _saved_space(origin: Origin, metadata: dict[str, Any]) -> Space | None:
 
 
 def _knows_space(origin: Origin, metadata: dict[str, Any]) -> bool:
-    return isinstance(metadata.get("space"), dict) and (origin.path / SPACE).is_file()
+    files = [SPACE, TARGET_SPACE] if two_sites(metadata) else [SPACE]
+    return isinstance(metadata.get("space"), dict) and all((origin.path / file).is_file() for file in files)
 
 
 def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -> Space:
@@ -203,7 +220,7 @@ def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -
     if (
         centred
         and site.width == model.d_model
-        and site.kind not in ("mlp_acts", "hook")
+        and site.kind not in ("mlp_acts", "mlp_in", "hook")
         and FinalNorm.of(model).centres
     ):
         matrix = torch.eye(site.width) - 1 / site.width
@@ -222,6 +239,18 @@ def _site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: La
     except UserError as error:
         raise UserError(
             f"{origin.path}: {str(error).rstrip('.')}; name the right one, such as site=mlp_out@3."
+        ) from None
+
+
+def _written_site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
+    name = cfg.writes or metadata.get("site_out") or metadata.get("hook_name_out")
+    if not isinstance(name, str):
+        raise UserError(f"{origin.path}: its metadata does not say where it writes; name it: writes=mlp_out@3, or another.")
+    try:
+        return resolve_site(model, name)
+    except UserError as error:
+        raise UserError(
+            f"{origin.path}: {str(error).rstrip('.')}; name the one that it writes, such as writes=mlp_out@3."
         ) from None
 
 

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary, Objective, Selected
-from sae_tools.dictionaries.sparse import Support, select_largest
+from sae_tools.dictionaries.sparse import Support, select_largest, squared_norm
 from sae_tools.dictionaries.topk import checked_aux_k
 
 
@@ -40,10 +40,10 @@ class BatchTopKDictionary(Dictionary):
         subtract_b_dec: bool = True,
         W_skip: Tensor | None = None,
     ):
-        """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
+        """aux_k: None is half of d_out, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
         super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         self.k = k
-        self.aux_k = checked_aux_k(k, aux_k, self.d_in, self.d_sae)
+        self.aux_k = checked_aux_k(k, aux_k, self.d_out, self.d_sae)
         self.aux_coefficient = aux_coefficient
         self.threshold_rate = threshold_rate
         self.register_buffer("threshold", self.b_enc.new_tensor(threshold))
@@ -59,7 +59,7 @@ class BatchTopKDictionary(Dictionary):
     def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f = z.relu()
         error = y - on.decode(f, self.W_dec)
-        return Objective(f, error, error.pow(2).sum(), {}, {"smallest_active": smallest_positive(f.detach())})
+        return Objective(f, error, squared_norm(error), {}, {"smallest_active": smallest_positive(f.detach())})
 
     @torch.no_grad()
     def after_step_(self, terms: dict[str, Float[Tensor, ""]], frozen: Float[Tensor, ""]) -> None:

@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Codes, Dictionary, Objective, Selected
-from sae_tools.dictionaries.sparse import Support, select_top_k
+from sae_tools.dictionaries.sparse import Support, select_top_k, squared_norm
 from sae_tools.errors import UserError
 
 
@@ -35,10 +35,10 @@ class TopKDictionary(Dictionary):
         subtract_b_dec: bool = True,
         W_skip: Tensor | None = None,
     ):
-        """aux_k: None is half of d_in, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
+        """aux_k: None is half of d_out, at most d_sae. Raises UserError where k or aux_k is not between 1 and d_sae."""
         super().__init__(encoder, b_enc, W_dec, b_dec, subtract_b_dec=subtract_b_dec, W_skip=W_skip)
         self.k = k
-        self.aux_k = checked_aux_k(k, aux_k, self.d_in, self.d_sae)
+        self.aux_k = checked_aux_k(k, aux_k, self.d_out, self.d_sae)
         self.aux_coefficient = aux_coefficient
 
     def encode_sparse(self, x: Float[Tensor, "rows d_in"]) -> Codes:
@@ -67,12 +67,12 @@ class TopKDictionary(Dictionary):
     def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
         f = z.relu()
         error = y - on.decode(f, self.W_dec)
-        return Objective(f, error, error.pow(2).sum(), {})
+        return Objective(f, error, squared_norm(error), {})
 
 
-def checked_aux_k(k: int, aux_k: int | None, d_in: int, d_sae: int) -> int:
+def checked_aux_k(k: int, aux_k: int | None, d_out: int, d_sae: int) -> int:
     """aux_k, or its default where it is None. Raises UserError where k or aux_k is not between 1 and d_sae."""
     for key, value in (("k", k), ("aux_k", aux_k)):
         if value is not None and not 1 <= value <= d_sae:
             raise UserError(f"architecture.{key} is {value}, but must be between 1 and d_sae = {d_sae}.")
-    return min(d_sae, max(1, d_in // 2)) if aux_k is None else aux_k
+    return min(d_sae, max(1, d_out // 2)) if aux_k is None else aux_k

@@ -16,6 +16,8 @@ from sae_tools.runs import atomic
 RESUMABLE = 2
 """How many checkpoints keep what --resume needs: the newest, and the one before in case the newest is damaged."""
 
+SPACE, TARGET_SPACE = "space.safetensors", "target_space.safetensors"
+"""The coordinates that a dictionary was trained in, and those of what a two-site dictionary writes."""
 TRAINER_FILE = "trainer.safetensors"
 """The large file of a checkpoint that only --resume reads."""
 

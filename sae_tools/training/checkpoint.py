@@ -1,7 +1,7 @@
 """A checkpoint: a folder per dictionary, then one small file that says the whole is complete.
 
 `<dictionary>/checkpoints/<tokens>/` holds what others read (cfg.json, sae_weights.safetensors: the export) and what
-`--resume` reads (trainer.safetensors, space.safetensors). `state/<tokens>.json`, written last, makes it valid: a run
+`--resume` reads (trainer.safetensors, space.safetensors, target_space.safetensors of two-site dictionaries). `state/<tokens>.json`, written last, makes it valid: a run
 killed anywhere in between resumes from the checkpoint before.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from sae_tools.dictionaries.formats.saelens import export_saelens
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 from sae_tools.runs.tensors import save_tensors
 from sae_tools.training.job import Job
 from sae_tools.training.trainee import Trainee
@@ -23,9 +24,12 @@ def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
     job.metrics.flush()
     for trainee in job.trainees:
         with job.run.checkpoint_writer(trainee.name, job.tokens) as folder:
-            export_saelens(trainee.dictionary, trainee.space, folder, export_metadata(job, trainee))
-            tensors, meta = trainee.space.state()
-            save_tensors(folder / "space.safetensors", tensors, meta)
+            export_saelens(
+                trainee.dictionary, trainee.space, folder, export_metadata(job, trainee), trainee.target_space
+            )
+            save_tensors(folder / SPACE, *trainee.space.state())
+            if trainee.target_space is not None:
+                save_tensors(folder / TARGET_SPACE, *trainee.target_space.state())
             save_tensors(folder / "trainer.safetensors", trainee.tensors(), {"tokens": job.tokens, "step": job.step})
     job.run.commit_checkpoint(
         job.tokens, {"step": job.step, "tokens": job.tokens, **(position or job.position())}

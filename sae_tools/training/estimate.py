@@ -17,7 +17,6 @@ from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpR
 from sae_tools.memory import available_bytes, resident_bytes
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
-from sae_tools.models.sites import Site
 from sae_tools.seeds import generator
 from sae_tools.spaces import Space
 from sae_tools.training.estimate_memory import (
@@ -31,6 +30,7 @@ from sae_tools.training.estimate_memory import (
 from sae_tools.training.from_store import open_reader, open_store
 from sae_tools.training.job import open_harvester, open_model, open_stream, row_bytes
 from sae_tools.training.schedule import total_steps
+from sae_tools.training.sites import Sites, all_sites
 from sae_tools.training.trainee import Trainee
 
 PROBE_FEATURES = (1024, 4096)
@@ -118,7 +118,7 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
     """
     device, model, sites = open_model(cfg, model)
     loading = resident_bytes(peak=True)
-    harvester = open_harvester(cfg, model, list(sites.values()))
+    harvester = open_harvester(cfg, model, all_sites(sites.values()))
     settled = settled_bytes(cfg, model, harvester)
     rows = max(1, cfg.buffer.rows // cfg.training.batch_size) * cfg.training.batch_size
     buffer_bytes = rows * row_bytes(harvester, model.dtype.itemsize)
@@ -126,12 +126,14 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
     if cfg.store is not None:
         store = open_store(cfg, model, sites, open_stream(cfg, model).fingerprint())
         assert store is not None
-        reader = open_reader(cfg, store, sites.values(), harvester.need_scale)
+        reader = open_reader(cfg, store, harvester.sites, harvester.need_scale)
         buffer_bytes, flops, harvest = reader.describe()["bytes"], 0, time_reading(reader)
     else:
         harvest = time_harvest(cfg, model, harvester)
-    dims = {name: site.width for name, site in sites.items()}
-    memory = {name: trained(d, dims[name], cfg, device) for name, d in cfg.dictionaries.items()}
+    memory = {
+        name: trained(d, sites[name].read.width, cfg, device, sites[name].written.width if d.writes else None)
+        for name, d in cfg.dictionaries.items()
+    }
     return Estimate(
         model_parameters=parameter_count(model.bridge),
         model_bytes=memory_bytes(model.bridge),
@@ -147,21 +149,23 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
 
 
 def dictionary_cost(
-    cfg: DictionaryConfig, site: Site, memory: Trained, job: JobConfig, device: torch.device
+    cfg: DictionaryConfig, sites: Sites, memory: Trained, job: JobConfig, device: torch.device
 ) -> DictionaryCost:
-    product = 2 * site.width * cfg.d_sae
+    encoder, decoder = 2 * sites.read.width, 2 * sites.written.width
+    # Through the skip connection, and its gradient.
+    skip = 2 * encoder * sites.written.width if cfg.skip else 0
     if isinstance(cfg.architecture, TopKConfig | BatchTopKConfig):
         # The encoder's product over all features; decoding and the three gradients over the active ones.
-        flops = product + 4 * (2 * site.width * cfg.architecture.k)
+        flops = encoder * cfg.d_sae + (encoder + 3 * decoder) * cfg.architecture.k + skip
     else:
         # Encoder, decoder, and the gradients of the activations, the decoder and the encoder.
-        flops = 5 * product
+        flops = (2 * encoder + 3 * decoder) * cfg.d_sae + skip
     return DictionaryCost(
         memory.parameters // 4,
         flops,
         3 * memory.parameters + memory.gradients,
         max(0, memory.step - memory.gradients),
-        time_step(cfg, site, job, device, memory) / job.training.batch_size,
+        time_step(cfg, sites, job, device, memory) / job.training.batch_size,
     )
 
 
@@ -180,36 +184,38 @@ def time_reading(reader: StoreReader) -> float:
     return (time.perf_counter() - start) / rows
 
 
-def time_step(cfg: DictionaryConfig, site: Site, job: JobConfig, device: torch.device, memory: Trained) -> float:
+def time_step(cfg: DictionaryConfig, sites: Sites, job: JobConfig, device: torch.device, memory: Trained) -> float:
     """Seconds of one training step, from random rows: timed at its real size if it is short and fits into the memory
     that there is, else a line through two smaller numbers of features, and in proportion to the rows."""
     batch, rows = job.training.batch_size, min(job.training.batch_size, PROBE_ROWS)
     few, many = (min(cfg.d_sae, features) for features in PROBE_FEATURES)
-    first = timed_step(cfg, site, job, device, few, rows)
+    first = timed_step(cfg, sites, job, device, few, rows)
     whole = first * (cfg.d_sae / few) * (batch / rows)
     if device.type == "cuda" or (whole < LONG_STEP and 3 * memory.parameters + memory.step < available_bytes() / 2):
-        return timed_step(cfg, site, job, device, cfg.d_sae, batch)
-    second = timed_step(cfg, site, job, device, many, rows)
+        return timed_step(cfg, sites, job, device, cfg.d_sae, batch)
+    second = timed_step(cfg, sites, job, device, many, rows)
     slope = max(0.0, second - first) / max(1, many - few)
     return (first + slope * (cfg.d_sae - few)) * (batch / rows)
 
 
 def timed_step(
-    cfg: DictionaryConfig, site: Site, job: JobConfig, device: torch.device, features: int, rows: int
+    cfg: DictionaryConfig, sites: Sites, job: JobConfig, device: torch.device, features: int, rows: int
 ) -> float:
     """Seconds of a step, optimiser included, with so many features on so many rows."""
-    x = torch.randn(rows, site.width, generator=generator(0, "estimate", site.width))
-    dictionary = small_dictionary(cfg, x, features)
+    x, y = (torch.randn(rows, site.width, generator=generator(0, "estimate", site.width)) for site in sites)
+    target = None if cfg.writes is None else y
+    dictionary = small_dictionary(cfg, x, features, target)
     if isinstance(cfg.architecture, ReLUConfig | JumpReLUConfig):
         dictionary.b_enc.data.fill_(SPARSE_BIAS)
-    zeros = torch.zeros(site.width)
+    site, zeros = sites.read, torch.zeros(sites.read.width)
     space = Space("resid", site, site.width, site.width, "none", 1.0, zeros, zeros).to(device)
     cfg = cfg.model_copy(update={"d_sae": dictionary.d_sae})
     trainee = Trainee("timed", site, cfg, job.training, space, dictionary.to(device), torch.ones(()))
     x, frozen = x.to(device), torch.zeros((), device=device)
+    target = None if target is None else target.to(device)
 
     def step() -> None:
-        trainee.apply(trainee.propose(x, 0), 0, 1, rows, frozen)
+        trainee.apply(trainee.propose(x, 0, target=target), 0, 1, rows, frozen)
 
     return seconds_of(step, device)
 

@@ -13,6 +13,7 @@ from sae_tools.models.load import LanguageModel
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.seeds import derived_seed
+from sae_tools.training.sites import Sites, all_sites
 
 RESAMPLING_ROWS = 16_384
 """Rows in memory at a time where dead features are resampled from a store."""
@@ -25,11 +26,11 @@ def what_is_read(data: DataConfig, fingerprint: dict[str, Any]) -> dict[str, Any
 
 def estimates_need_scale(dictionaries: Iterable[DictionaryConfig]) -> bool:
     """Whether the final norm's scale is read to estimate a space (training itself may not need it)."""
-    return any(dictionary.space.kind == "logit_update" for dictionary in dictionaries)
+    return any(space.kind == "logit_update" for dictionary in dictionaries for space in dictionary.spaces)
 
 
 def open_store(
-    cfg: JobConfig, model: LanguageModel, sites: dict[str, Site], fingerprint: dict[str, Any]
+    cfg: JobConfig, model: LanguageModel, sites: dict[str, Sites], fingerprint: dict[str, Any]
 ) -> Store | None:
     """The store that the job reads, checked to be of its model, text and rows; None where it runs the model.
 
@@ -42,7 +43,7 @@ def open_store(
     store.check_same_model(model.describe())
     store.check_same_text(what_is_read(cfg.data, fingerprint))
     scale = next((name for name, d in cfg.dictionaries.items() if estimates_need_scale([d])), None)
-    widths = {site.name: site.width for site in sites.values()}
+    widths = {site.name: site.width for site in all_sites(sites.values())}
     store.check_rows(cfg.rows, widths, None if scale is None else f"dictionary '{scale}'")
     if cfg.training.estimate_rows > store.rows:
         raise UserError(
@@ -74,11 +75,11 @@ def stored_sample(cfg: JobConfig, store: Store, sites: Iterable[Site]) -> Rows:
     )
 
 
-def in_another_order(reader: StoreReader, site: Site, seed: int) -> Iterator[Rows]:
-    """All rows of the reader's store at one site, endlessly, in an order of their own."""
+def in_another_order(reader: StoreReader, sites: Iterable[Site], seed: int) -> Iterator[Rows]:
+    """All rows of the reader's store at some sites, endlessly, in an order of their own."""
     return StoreReader(
         reader.store,
-        [site.name],
+        [site.name for site in sites],
         rows=RESAMPLING_ROWS,
         batch_size=min(RESAMPLING_ROWS, reader.store.rows),
         seed=seed,

@@ -18,17 +18,19 @@ from sae_tools.data.ahead import reads_ahead
 from sae_tools.data.stream import ContextStream
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import build_dictionary
+from sae_tools.dictionaries.initial import Target
 from sae_tools.errors import UserError
 from sae_tools.memory import release_freed_memory
 from sae_tools.models.load import LanguageModel, load_model
-from sae_tools.models.sites import Site, resolve_site
+from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.seeds import generator
-from sae_tools.spaces import Root, build_space, check_space, logit_root
+from sae_tools.spaces import Root, build_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
 from sae_tools.training.from_store import estimates_need_scale, in_another_order, open_reader, stored_sample
 from sae_tools.training.schedule import total_steps
+from sae_tools.training.sites import Sites, all_sites, resolve_sites
 from sae_tools.training.through_model import ThroughModel
 from sae_tools.training.trainee import Trainee
 
@@ -78,17 +80,6 @@ class Job:
         self.run.release_lock()
 
 
-def resolve_sites(cfg: JobConfig, model: LanguageModel) -> dict[str, Site]:
-    """The site of every dictionary, by dictionary name.
-
-    Raises UserError for a site that the model does not have, or that the dictionary's space does not read.
-    """
-    sites = {name: resolve_site(model, dictionary.site) for name, dictionary in cfg.dictionaries.items()}
-    for name, site in sites.items():
-        check_space(cfg.dictionaries[name].space, site)
-    return sites
-
-
 def check_context_length(cfg: JobConfig, model: LanguageModel) -> None:
     if cfg.data.context_length > model.n_ctx:
         raise UserError(
@@ -98,8 +89,8 @@ def check_context_length(cfg: JobConfig, model: LanguageModel) -> None:
 
 def open_model(
     cfg: JobConfig, model: LanguageModel | None = None
-) -> tuple[torch.device, LanguageModel, dict[str, Site]]:
-    """(device, language model, site of every dictionary), with all that the configuration asks of them checked."""
+) -> tuple[torch.device, LanguageModel, dict[str, Sites]]:
+    """(device, language model, sites of every dictionary), with all that the configuration asks of them checked."""
     if cfg.training.threads is not None:
         torch.set_num_threads(cfg.training.threads)
     device = pick_device(cfg.training.device, "training.device")
@@ -111,7 +102,7 @@ def open_model(
 
 def needs_scale(cfg: DictionaryConfig) -> bool:
     """Whether training reads the final norm's scale at every token, which costs the whole forward pass."""
-    return cfg.space.kind == "logit_update" and cfg.space.ln == "token"
+    return any(space.kind == "logit_update" and space.ln == "token" for space in cfg.spaces)
 
 
 def row_bytes(harvester: Harvester, itemsize: int) -> int:
@@ -185,26 +176,26 @@ def estimation_rows(
     return rows
 
 
-def rows_in_another_order(job: Job, site: Site, seed: int) -> Iterator[Rows]:
-    """The rows that training takes, endlessly and at one site only, in an order of their own given by `seed`."""
+def rows_in_another_order(job: Job, sites: list[Site], seed: int) -> Iterator[Rows]:
+    """The rows that training takes, endlessly and at these sites only, in an order of their own given by `seed`."""
     if isinstance(job.buffer, StoreReader):
-        yield from in_another_order(job.buffer, site, seed)
+        yield from in_another_order(job.buffer, sites, seed)
     else:
-        harvester = open_harvester(job.cfg, job.model, [site])
+        harvester = open_harvester(job.cfg, job.model, sites)
         yield from map(harvester.harvest, open_stream(job.cfg, job.model, seed=seed))
 
 
 def build_trainees(
     cfg: JobConfig,
     model: LanguageModel,
-    sites: dict[str, Site],
+    sites: dict[str, Sites],
     device: torch.device,
     source: ContextStream | Store | None = None,
 ) -> list[Trainee]:
     """Fresh trainees: spaces, initial biases and variances estimated on some of the rows (see `estimation_rows`)."""
-    sample = estimation_rows(cfg, model, list(sites.values()), source)
+    sample = estimation_rows(cfg, model, all_sites(sites.values()), source)
     release_freed_memory()
-    wanted = any(dictionary.space.kind == "logit_update" for dictionary in cfg.dictionaries.values())
+    wanted = any(space.kind == "logit_update" for d in cfg.dictionaries.values() for space in d.spaces)
     root = logit_root(model) if wanted else None  # once for all
     trainees = []
     for name in cfg.dictionaries:
@@ -217,16 +208,23 @@ def build_trainee(
     name: str,
     cfg: JobConfig,
     model: LanguageModel,
-    site: Site,
+    sites: Sites,
     sample: Rows,
     root: Root | None,
     device: torch.device,
 ) -> Trainee:
-    dictionary_cfg = cfg.dictionaries[name]
-    space = build_space(dictionary_cfg.space, site, model, sample)
+    own = cfg.dictionaries[name]
+    space, target_space, target = build_space(own.space, sites.read, model, sample, root=root), None, None
     z = space.read(sample)
+    if own.writes is not None:
+        target_space = build_space(own.writes.space, sites.written, model, sample, root=root)
+        target = Target(target_space.dim, target_space.read(sample), target_space.project)
     dictionary = build_dictionary(
-        dictionary_cfg, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project
+        own, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project, target=target
     )
-    variance = z.var(0, correction=0).sum()
-    return Trainee(name, site, dictionary_cfg, cfg.training, space.to(device), dictionary.to(device), variance)
+    written = z if target is None or target.sample is None else target.sample
+    variance = written.var(0, correction=0).sum()
+    target_space = None if target_space is None else target_space.to(device)
+    return Trainee(
+        name, sites.read, own, cfg.training, space.to(device), dictionary.to(device), variance, target_space
+    )

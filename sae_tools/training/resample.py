@@ -48,12 +48,14 @@ def restart_features_(
     optimiser: torch.optim.Optimizer | None,
     dead: Bool[Tensor, " d_sae"],
     vectors: Float[Tensor, "resampled d_in"],
+    targets: Float[Tensor, "resampled d_out"] | None = None,
 ) -> float:
     """Start every dead feature again from its vector, in place; returns the norm of their new encoder rows.
 
-    vectors: one for each dead feature; in the paper they are inputs, b_dec not subtracted.
+    vectors: one for each dead feature; in the paper they are inputs, b_dec not subtracted. targets: what a two-site
+    dictionary reconstructs from them; None: the vectors.
 
-    The decoder row becomes the vector divided by its norm; the encoder row has the same direction and 0.2 times the
+    The decoder row becomes the target divided by its norm; the encoder row has the vector's direction and 0.2 times the
     mean norm of the alive features' encoder rows (of all, if none is alive); b_enc becomes 0. Adam's moments of exactly
     these parameters are set to zero; its step count, one per tensor, stays.
     """
@@ -63,7 +65,8 @@ def restart_features_(
     if features.numel() == 0:
         return float(norm)
     unit = vectors / vectors.norm(dim=-1, keepdim=True)
-    dictionary.W_dec[features] = unit.to(dictionary.W_dec.dtype)
+    written = unit if targets is None else targets / targets.norm(dim=-1, keepdim=True)
+    dictionary.W_dec[features] = written.to(dictionary.W_dec.dtype)
     dictionary.encoder[features] = (norm * unit).to(dictionary.encoder.dtype)
     dictionary.b_enc[features] = 0
     if optimiser is not None:

@@ -81,10 +81,10 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
         verb = "Trained already, to be measured again"
     console.print(f"{verb}: {len(job.trainees)} dictionaries on {job.model.name} → {job.run.path}")
     for trainee in job.trainees:
-        d, space = trainee.dictionary, trainee.space
-        console.print(
-            f"  {trainee.name}: {d.d_sae:,} features in {space.kind} ({space.dim} dimensions) at {trainee.site.name}"
-        )
+        d = trainee.dictionary
+        places = [f"{s.kind} ({s.dim} dimensions) at {s.site.name}" for s in (trainee.space, trainee.written)]
+        where = f"in {places[0]}" if trainee.target_space is None else f"from {' to '.join(places)}"
+        console.print(f"  {trainee.name}: {d.d_sae:,} features {where}")
     if isinstance(job.buffer, StoreReader):
         store = job.buffer.store
         console.print(f"  rows: {store.rows:,} from {store.path} ({store.plan.dtype}, {store.bytes / 2**20:,.0f} MiB)")
@@ -101,7 +101,7 @@ def heldout_batches(job: Job) -> Callable[[], Iterator[Contexts]]:
 
 def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dict[str, dict[str, Any]] | None:
     """Held-out figures of every dictionary, written to analysis/fidelity.json; None if asked to stop before the end."""
-    subjects = [Subject(t.name, t.site, t.space, t.dictionary) for t in job.trainees]
+    subjects = [Subject(t.name, t.site, t.space, t.dictionary, t.target_space) for t in job.trainees]
 
     def progress(tokens: int) -> None:
         if should_stop():

@@ -15,9 +15,11 @@ from sae_tools.config import JobConfig
 from sae_tools.config_loading import config_differences, load_config
 from sae_tools.device import selection_precision
 from sae_tools.dictionaries import build_dictionary
+from sae_tools.dictionaries.initial import Target
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.sites import Site
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 from sae_tools.runs.directory import RunDirectory
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.seeds import generator
@@ -32,6 +34,7 @@ from sae_tools.training.job import (
     open_model,
     open_stream,
 )
+from sae_tools.training.sites import all_sites
 from sae_tools.training.through_model import open_through_model
 from sae_tools.training.trainee import Trainee
 
@@ -62,9 +65,9 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     except UserError:
         run.remove_if_unused()
         raise
-    buffer = open_buffer(cfg, model, list(sites.values()), stream, store)
+    buffer = open_buffer(cfg, model, all_sites(sites.values()), stream, store)
     stream = buffer if isinstance(buffer, StoreReader) else stream
-    through_model = open_through_model(cfg, model, sites_of(trainees), device)
+    through_model = open_through_model(cfg, model, all_sites(sites.values()), device)
     return Job(cfg, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device, through_model)
 
 
@@ -86,25 +89,20 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     store = open_store(own, model, sites, fingerprint)
     _check_provenance(run, before, provenance(model, fingerprint, store))
     source = store or stream
-    buffer = open_buffer(own, model, list(sites.values()), stream, store)
+    buffer = open_buffer(own, model, all_sites(sites.values()), stream, store)
     stream = buffer if isinstance(buffer, StoreReader) else stream
     state = run.newest_checkpoint()
     run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
         trainees = build_trainees(own, model, sites, device, source)
-        through_model = open_through_model(own, model, sites_of(trainees), device)
+        through_model = open_through_model(own, model, all_sites(sites.values()), device)
         return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device, through_model)
-    trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name], device) for name in own.dictionaries]
-    through_model = open_through_model(own, model, sites_of(trainees), device)
+    trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name].read, device) for name in own.dictionaries]
+    through_model = open_through_model(own, model, all_sites(sites.values()), device)
     metrics = MetricsWriter(run.metrics, resume_at=state["step"])
     job = Job(own, run, model, stream, buffer, trainees, metrics, device, through_model, state["step"], True)
     job.go_to(state)
     return job
-
-
-def sites_of(trainees: list[Trainee]) -> list[Site]:
-    """All that they read."""
-    return [trainee.site for trainee in trainees]
 
 
 def provenance(model: LanguageModel, data_fingerprint: dict[str, Any], store: Store | None = None) -> dict[str, Any]:
@@ -125,11 +123,17 @@ def _saved_trainee(
     name: str, cfg: JobConfig, run: RunDirectory, tokens: int, site: Site, device: torch.device
 ) -> Trainee:
     folder = run.checkpoint(name, tokens)
-    space = Space.from_state(*load_tensors(folder / "space.safetensors")).to(device)
+    space = Space.from_state(*load_tensors(folder / SPACE)).to(device)
+    target_space, target = None, None
+    if cfg.dictionaries[name].writes is not None:
+        target_space = Space.from_state(*load_tensors(folder / TARGET_SPACE)).to(device)
+        target = Target(target_space.dim)
     tensors, _ = load_tensors(folder / "trainer.safetensors")
     fresh = cfg.dictionaries[name].model_copy(update={"b_dec_init": "zero"})  # every parameter is overwritten below
-    dictionary = build_dictionary(fresh, space.dim, generator(cfg.seed, "dictionary", name)).to(device)
-    trainee = Trainee(name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"])
+    dictionary = build_dictionary(fresh, space.dim, generator(cfg.seed, "dictionary", name), target=target).to(
+        device
+    )
+    trainee = Trainee(name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"], target_space)
     try:
         trainee.load_tensors(tensors)
     except (KeyError, RuntimeError) as error:

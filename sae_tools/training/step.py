@@ -35,23 +35,27 @@ def training_step(
     dictionary: Dictionary,
     x: Float[Tensor, "rows d_in"],
     *,
+    target: Float[Tensor, "rows d_out"] | None = None,
     dead: Bool[Tensor, " d_sae"] | None = None,
     l1: float = 0.0,
     pull: Pull | None = None,
 ) -> Step:
     """Loss, gradients and firing counts of `dictionary` on the rows `x` (in the dictionary's space).
 
+    target: what is to be reconstructed, in the space that a two-site dictionary writes; None: x.
     dead: features that count as dead (for AuxK), or None to leave the auxiliary loss out.
     l1: the coefficient of the L1 penalty at this step.
     pull: the gradient of a loss that is measured elsewhere, not part of the value.
     Reads the parameters and changes nothing.
     """
-    out = dictionary.losses(x, dead=dead, l1=l1, pull=pull)
+    out = dictionary.losses(x, target=target, dead=dead, l1=l1, pull=pull)
     named = dict(dictionary.named_parameters())
     gradients = dict(zip(named, torch.autograd.grad(out.loss, list(named.values())), strict=True))
+    others, norms = list(gradients.values()), []
     if dictionary.unit_decoder:
-        remove_parallel_gradient_(gradients["W_dec"], dictionary.W_dec)
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(list(gradients.values()))))
+        norms = [remove_parallel_gradient_(gradients["W_dec"], dictionary.W_dec)]
+        others = [gradient for name, gradient in gradients.items() if name != "W_dec"]
+    norm = torch.linalg.vector_norm(torch.stack([*norms, *torch._foreach_norm(others)]))
     terms = {name: term.detach() for name, term in out.terms.items()}
     return Step(out.loss.detach(), tuple(gradients.values()), norm, out.fired, terms)
 

@@ -21,6 +21,7 @@ from sae_tools.training.estimate import time_harvest
 from sae_tools.training.from_store import estimates_need_scale, what_is_read
 from sae_tools.training.job import open_model, open_stream
 from sae_tools.training.schedule import total_steps
+from sae_tools.training.sites import all_sites
 from sae_tools.training.start import versions
 
 
@@ -63,7 +64,7 @@ def plan_store(
     _, model, sites = open_model(cfg, model)
     stream = open_stream(cfg, model)
     harvester = Harvester(
-        model, list(sites.values()), cfg.rows, need_scale=estimates_need_scale(cfg.dictionaries.values())
+        model, all_sites(sites.values()), cfg.rows, need_scale=estimates_need_scale(cfg.dictionaries.values())
     )
     rows = total_steps(cfg.training) * cfg.training.batch_size if rows is None else rows
     plan = Plan(

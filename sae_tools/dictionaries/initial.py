@@ -1,0 +1,94 @@
+"""The tensors that a fresh dictionary starts from, whatever its architecture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_tools.config import DictionaryConfig
+from sae_tools.dictionaries.median import geometric_median, mean_of_rows
+
+Project = Callable[[Tensor], Tensor]
+"""Removes from vectors what no row of their space can have (`Space.project`)."""
+
+
+class Target(NamedTuple):
+    """What a two-site dictionary reconstructs."""
+
+    dim: int
+    sample: Float[Tensor, "rows d_out"] | None = None
+    """The rows that go with those of what it reads."""
+    project: Project | None = None
+
+
+class Start(NamedTuple):
+    """float32, on the CPU."""
+
+    encoder: Float[Tensor, "d_sae d_in"]
+    b_enc: Float[Tensor, " d_sae"]
+    W_dec: Float[Tensor, "d_sae d_out"]
+    b_dec: Float[Tensor, " d_out"]
+    W_skip: Float[Tensor, "d_in d_out"] | None
+
+    @property
+    def shared(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The first arguments of every dictionary."""
+        return self.encoder, self.b_enc, self.W_dec, self.b_dec
+
+
+def initial_tensors(
+    cfg: DictionaryConfig,
+    dim: int,
+    generator: torch.Generator,
+    sample: Float[Tensor, "rows dim"] | None = None,
+    project: Project | None = None,
+    target: Target | None = None,
+) -> Start:
+    """As `build_dictionary` says."""
+    device = "cpu" if sample is None else sample.device
+
+    def draw(width: int, project: Project | None) -> Float[Tensor, "d_sae width"]:
+        if cfg.encoder_init == "tied":
+            rows = torch.randn(cfg.d_sae, width, generator=generator)
+        else:
+            rows = (2 * torch.rand(cfg.d_sae, width, generator=generator) - 1) / width**0.5
+        return rows if project is None else project(rows.to(device)).cpu()
+
+    if target is None:
+        W_dec = torch.nn.functional.normalize(draw(dim, project), dim=-1)
+        encoder = W_dec.clone() if cfg.encoder_init == "tied" else draw(dim, project)
+        return Start(encoder, torch.zeros(cfg.d_sae), W_dec, _initial_bias(cfg, dim, sample), None)
+    W_dec = torch.nn.functional.normalize(draw(target.dim, target.project), dim=-1)
+    b_dec = _initial_bias(cfg, target.dim, target.sample)
+    b_enc = torch.zeros(cfg.d_sae)
+    if cfg.encoder_init == "kaiming" or sample is None or target.sample is None:
+        encoder = draw(dim, project)
+    else:
+        encoder = torch.nn.functional.normalize(W_dec @ covariance(target.sample, sample).cpu(), dim=-1)
+        b_enc = -(encoder @ _initial_bias(cfg, dim, sample))
+    skip = torch.zeros(dim, target.dim) if cfg.skip else None
+    return Start(encoder, b_enc, W_dec, b_dec, skip)
+
+
+def covariance(
+    y: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"], chunk: int = 4096
+) -> Float[Tensor, "d_out d_in"]:
+    """Of the columns, float32, with sums over pieces of the rows."""
+    mean_y, mean_x = mean_of_rows(y).to(y.dtype), mean_of_rows(x).to(x.dtype)
+    total = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
+    for part_y, part_x in zip(y.split(chunk), x.split(chunk), strict=True):
+        total.addmm_((part_y - mean_y).T, part_x - mean_x)
+    return total / len(x)
+
+
+def _initial_bias(cfg: DictionaryConfig, dim: int, sample: Tensor | None) -> Float[Tensor, " dim"]:
+    if cfg.b_dec_init == "zero":
+        return torch.zeros(dim)
+    if sample is None or sample.shape[0] == 0:
+        raise ValueError(f"b_dec_init '{cfg.b_dec_init}' needs a sample of rows")
+    bias = mean_of_rows(sample) if cfg.b_dec_init == "mean" else geometric_median(sample)
+    return bias.float().cpu()
