@@ -19,6 +19,7 @@ from sae_tools.dictionaries.sparse import (
     Support,
     dense_gradients,
     preactivations_at,
+    squared_norm,
 )
 
 
@@ -249,7 +250,7 @@ class Dictionary(nn.Module, ABC):
         return preactivations_at(selection.values, centred, *parameters, selection.pairs)
 
     def _terms(self, found: Objective, rows: int) -> dict[str, Tensor]:
-        error = {"squared_error": found.error.detach().pow(2).sum()}
+        error = {"squared_error": squared_norm(found.error.detach())}
         return {name: value / rows for name, value in {**error, **found.terms}.items()}
 
     def _auxiliary_loss(

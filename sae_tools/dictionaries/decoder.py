@@ -7,15 +7,18 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary
+from sae_tools.dictionaries.sparse.kernels import kernels_for
 
 
 @torch.no_grad()
-def remove_parallel_gradient_(gradient: Float[Tensor, "d_sae d_out"], W_dec: Float[Tensor, "d_sae d_out"]) -> None:
-    """g_i <- g_i - (g_i · d_i) d_i in `gradient`, d_i the i-th decoder row, of norm 1.
+def remove_parallel_gradient_(
+    gradient: Float[Tensor, "d_sae d_out"], W_dec: Float[Tensor, "d_sae d_out"]
+) -> Float[Tensor, ""]:
+    """g_i <- g_i - (g_i · d_i) d_i in `gradient`, d_i the i-th decoder row, of norm 1; the norm of all that is left.
 
     Without it the optimiser's moments take up a part of the gradient that normalisation undoes anyway.
     """
-    gradient.addcmul_(W_dec, torch.linalg.vecdot(gradient, W_dec).unsqueeze(1), value=-1)
+    return kernels_for(gradient).remove_parallel_(gradient, W_dec).sum().sqrt()
 
 
 @torch.no_grad()
@@ -25,5 +28,9 @@ def normalise_decoder_(dictionary: Dictionary, frozen: Float[Tensor, ""] | None 
     frozen: on the device; where it is 1 no bit changes (rows of norm 1 within rounding would not all stay as they are).
     """
     W = dictionary.W_dec
+    if frozen is None or frozen.device.type == "cpu":
+        if frozen is None or not frozen:
+            kernels_for(W).normalise_(W)
+        return
     norms = W.norm(dim=-1, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
-    W.div_(norms if frozen is None else torch.where(frozen > 0, torch.ones_like(norms), norms))
+    W.div_(torch.where(frozen > 0, torch.ones_like(norms), norms))

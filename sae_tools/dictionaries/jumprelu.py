@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sae_tools.dictionaries.base import Dictionary, Objective, Selected
 from sae_tools.dictionaries.relu import DENSE_ABOVE
-from sae_tools.dictionaries.sparse import Support, select_above
+from sae_tools.dictionaries.sparse import Support, select_above, squared_norm
 from sae_tools.errors import UserError
 
 
@@ -71,7 +71,7 @@ class JumpReLUDictionary(Dictionary):
         f, fires = _JumpReLU.apply(z, on.per_feature(self.threshold), self.bandwidth)
         error = y - on.decode(f, self.W_dec)
         penalty = self._penalty(fires, on)
-        return Objective(f, error, error.pow(2).sum() + l1 * penalty, {"l0_penalty": penalty.detach()})
+        return Objective(f, error, squared_norm(error) + l1 * penalty, {"l0_penalty": penalty.detach()})
 
     def _penalty(self, fires: Tensor, on: Support) -> Float[Tensor, ""]:
         if self.target_l0 is None or self.penalty == "step":

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_tools.dictionaries.base import Dictionary, Objective, Selected
-from sae_tools.dictionaries.sparse import Support, select_above
+from sae_tools.dictionaries.sparse import Support, select_above, squared_norm
 
 DENSE_ABOVE = 0.1
 """Share of active features above which dense products are faster than sums over active pairs (CPU, 2 cores)."""
@@ -53,7 +53,7 @@ class ReLUDictionary(Dictionary):
         error = y - on.decode(f, self.W_dec)
         weighted = f if self.form == "unit-norm" else f * on.per_feature(self.W_dec.norm(dim=-1))
         penalty = weighted.sum()
-        return Objective(f, error, error.pow(2).sum() + l1 * penalty, {"l1": penalty.detach()})
+        return Objective(f, error, squared_norm(error) + l1 * penalty, {"l1": penalty.detach()})
 
     def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
         return f.sum(-1) if self.form == "unit-norm" else f @ self.W_dec.norm(dim=-1)

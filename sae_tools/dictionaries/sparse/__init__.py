@@ -6,7 +6,7 @@ and for all features; `dense.py` is the latter. Kernels: `torch_kernels.py` is t
 CPUs, `triton_kernels.py` CUDA, chosen in `kernels.py`.
 """
 
-from sae_tools.dictionaries.sparse.autograd import decode_at, per_feature, preactivations_at
+from sae_tools.dictionaries.sparse.autograd import decode_at, per_feature, preactivations_at, squared_norm
 from sae_tools.dictionaries.sparse.dense import dense_gradients
 from sae_tools.dictionaries.sparse.pairs import Pairs
 from sae_tools.dictionaries.sparse.select import (
@@ -32,4 +32,5 @@ __all__ = [
     "select_above",
     "select_largest",
     "select_top_k",
+    "squared_norm",
 ]

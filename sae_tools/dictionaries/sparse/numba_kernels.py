@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_tools.dictionaries.sparse import torch_kernels
 from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, largest_entries, sum_by_feature, sum_by_row
 
 __all__ = [
@@ -33,6 +34,8 @@ __all__ = [
     "by_feature",
     "dots",
     "largest_entries",
+    "normalise_",
+    "remove_parallel_",
     "sum_by_feature",
     "sum_by_row",
     "top_k",
@@ -132,6 +135,23 @@ def by_feature(offsets: Int[Tensor, " bounds"], features: Int[Tensor, " pairs"],
     starts = torch.zeros(d_sae + 1, dtype=torch.int32)
     _by_feature(*(x.contiguous().numpy() for x in (offsets, features, order, rows, starts)))
     return ByFeature(order, rows, starts)
+
+
+def remove_parallel_(vectors: Float[Tensor, "n d"], directions: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """v_i <- v_i - (v_i · d_i) d_i in `vectors`; the result is the squared norm of each row then."""
+    if not vectors.is_contiguous():
+        return torch_kernels.remove_parallel_(vectors, directions)
+    squares = vectors.new_empty(len(vectors))
+    arrays = (x.detach().contiguous().numpy() for x in (vectors, directions, squares))
+    _over_rows(_remove_parallel, len(vectors), *arrays)
+    return squares
+
+
+def normalise_(vectors: Float[Tensor, "n d"]) -> None:
+    """Rows to norm 1; rows of zeros stay."""
+    if not vectors.is_contiguous():
+        return torch_kernels.normalise_(vectors)
+    _over_rows(_normalise, len(vectors), vectors.detach().numpy())
 
 
 def _largest_first(v: Any, x: Any, n: int, k: int) -> None:
@@ -237,14 +257,55 @@ def _fill_above_rows(pre: Any, threshold: Any, offsets: Any, features: Any, valu
 
 
 def _dots_rows(offsets: Any, features: Any, a: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Four pairs at a time: rows of b come from memory in no order, and four streams wait for it together."""
+    d = _U(a.shape[1])
     for r in range(_U(first), _U(last)):
         x = a[r]
-        for p in range(_U(offsets[r]), _U(offsets[r + _U(1)])):
+        p, end = _U(offsets[r]), _U(offsets[r + _U(1)])
+        while p + _U(4) <= end:
+            y0, y1 = b[_U(features[p])], b[_U(features[p + _U(1)])]
+            y2, y3 = b[_U(features[p + _U(2)])], b[_U(features[p + _U(3)])]
+            t0, t1, t2, t3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+            for i in range(d):
+                v = x[i]
+                t0 += v * y0[i]
+                t1 += v * y1[i]
+                t2 += v * y2[i]
+                t3 += v * y3[i]
+            out[p], out[p + _U(1)], out[p + _U(2)], out[p + _U(3)] = t0, t1, t2, t3
+            p += _U(4)
+        while p < end:
             y = b[_U(features[p])]
             total = np.float32(0)
-            for i in range(_U(a.shape[1])):
+            for i in range(d):
                 total += x[i] * y[i]
             out[p] = total
+            p += _U(1)
+
+
+def _remove_parallel_rows(vectors: Any, directions: Any, squares: Any, first: int, last: int) -> None:
+    for r in range(_U(first), _U(last)):
+        v, d = vectors[r], directions[r]
+        along, square = np.float32(0), np.float32(0)
+        for i in range(_U(vectors.shape[1])):
+            along += v[i] * d[i]
+        for i in range(_U(vectors.shape[1])):
+            left = v[i] - along * d[i]
+            v[i] = left
+            square += left * left
+        squares[r] = square
+
+
+def _normalise_rows(vectors: Any, first: int, last: int) -> None:
+    for r in range(_U(first), _U(last)):
+        v = vectors[r]
+        square = np.float32(0)
+        for i in range(_U(vectors.shape[1])):
+            square += v[i] * v[i]
+        if square > 0:
+            norm = np.sqrt(square)
+            for i in range(_U(vectors.shape[1])):
+                v[i] /= norm
 
 
 def _by_feature_pairs(offsets: Any, features: Any, order: Any, rows: Any, starts: Any) -> None:
@@ -266,5 +327,8 @@ _top_k = _jit(_top_k_rows)
 _count_above = _jit(_count_above_rows)
 _fill_above = _jit(_fill_above_rows)
 # Sums of products may be taken in any order, as a matrix product does too; without all three there are no vectors.
-_dots = _jit(_dots_rows, fastmath={"reassoc", "contract", "nsz"})
+_SUMS = {"reassoc", "contract", "nsz"}
+_dots = _jit(_dots_rows, fastmath=_SUMS)
+_remove_parallel = _jit(_remove_parallel_rows, fastmath=_SUMS)
+_normalise = _jit(_normalise_rows, fastmath=_SUMS)
 _by_feature = _jit(_by_feature_pairs)

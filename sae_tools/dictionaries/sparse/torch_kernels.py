@@ -56,6 +56,17 @@ def above(
     return offsets.int(), mask.nonzero()[:, 1].int(), pre[mask]
 
 
+def remove_parallel_(vectors: Float[Tensor, "n d"], directions: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """v_i <- v_i - (v_i · d_i) d_i in `vectors`; the result is the squared norm of each row then."""
+    vectors.addcmul_(directions, torch.linalg.vecdot(vectors, directions).unsqueeze(1), value=-1)
+    return torch.linalg.vecdot(vectors, vectors)
+
+
+def normalise_(vectors: Float[Tensor, "n d"]) -> None:
+    """Rows to norm 1; rows of zeros stay."""
+    vectors.div_(vectors.norm(dim=-1, keepdim=True).clamp_min_(torch.finfo(vectors.dtype).tiny))
+
+
 def row_of_pairs(offsets: Int[Tensor, " bounds"], pairs: int) -> Int[Tensor, " pairs"]:
     """The row of each pair, int64."""
     rows = torch.arange(len(offsets) - 1, device=offsets.device)

@@ -31,10 +31,20 @@ import triton.language as tl
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_tools.dictionaries.sparse.torch_kernels import ByFeature
+from sae_tools.dictionaries.sparse.torch_kernels import ByFeature, normalise_, remove_parallel_
 from sae_tools.dictionaries.sparse.triton_select import cdiv, largest, largest_entries, launch, power_of_2, top_k
 
-__all__ = ["by_feature", "dots", "largest", "largest_entries", "sum_by_feature", "sum_by_row", "top_k"]
+__all__ = [
+    "by_feature",
+    "dots",
+    "largest",
+    "largest_entries",
+    "normalise_",
+    "remove_parallel_",
+    "sum_by_feature",
+    "sum_by_row",
+    "top_k",
+]
 
 BLOCK_BYTES = (1024, 512)
 """Columns that one program sums, in bytes of the vectors."""

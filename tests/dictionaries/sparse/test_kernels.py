@@ -168,3 +168,30 @@ def test_which_kernels_serve_what(monkeypatch: pytest.MonkeyPatch) -> None:
         assert kernels.kernels_for(torch.zeros(1, dtype=dtype)) is torch_kernels
     monkeypatch.setenv("SAE_TOOLS_KERNELS", "torch")
     assert kernels.kernels_for(torch.zeros(1)) is torch_kernels
+
+
+@BOTH
+@given(n=st.integers(0, 40), d=st.integers(1, 70))
+def test_rows_of_a_matrix(module: ModuleType, n: int, d: int) -> None:
+    """What the unit-norm constraint does before and after a step, against double precision."""
+    vectors, directions = random(n, d, seed=d), random(n, d, seed=d + 1)
+    if n > 2:
+        directions[1] = 0
+    expected = directions.double()
+    expected = expected / expected.norm(dim=-1, keepdim=True).clamp_min(1e-30)
+    module.normalise_(directions)
+    assert torch.allclose(directions.double(), expected, atol=1e-6)
+    left = vectors.double() - (vectors.double() * expected).sum(-1, keepdim=True) * expected
+    squares = module.remove_parallel_(vectors, directions)
+    assert torch.allclose(vectors.double(), left, atol=1e-5)
+    assert torch.allclose(squares.double(), left.pow(2).sum(-1), rtol=1e-4, atol=1e-6)
+
+
+@BOTH
+def test_rows_of_a_transposed_matrix(module: ModuleType) -> None:
+    vectors = random(6, 9)
+    turned = vectors.T.contiguous().T
+    module.normalise_(turned)
+    module.normalise_(vectors)
+    assert torch.allclose(turned, vectors, atol=1e-6)
+    assert torch.allclose(module.remove_parallel_(turned, vectors), torch.zeros(6), atol=1e-6)
