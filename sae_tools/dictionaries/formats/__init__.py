@@ -1,5 +1,12 @@
-"""Dictionary files that other programs write and read; one file per format."""
+"""Dictionary files that other programs write and read.
 
-from sae_tools.dictionaries.formats.saelens import export_saelens, load_saelens, unfold
+`read.py` recognises a format, `write.py` writes one; `saelens/`, `dictionary_learning.py` and `sparsify.py` are the
+formats, `hub.py` what is fetched, `support.py` which architecture exists where. `parts.py` takes dictionaries apart,
+`folding.py` moves them between coordinates, `units.py` says what an activation is, `files.py` and `torch_file.py` read
+what nobody vouches for.
+"""
+
+from sae_tools.dictionaries.formats.folding import unfold
+from sae_tools.dictionaries.formats.saelens import export_saelens, load_saelens
 
 __all__ = ["export_saelens", "load_saelens", "unfold"]

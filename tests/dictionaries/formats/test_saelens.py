@@ -23,7 +23,7 @@ from sae_tools.dictionaries import (
     normalise_decoder_,
 )
 from sae_tools.dictionaries.formats import export_saelens, load_saelens, unfold
-from sae_tools.dictionaries.formats.saelens import fold, thresholds
+from sae_tools.dictionaries.formats.folding import fold
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
@@ -34,6 +34,15 @@ from sae_tools.spaces import Space, build_space, gram, root_of
 sae_lens = pytest.importorskip("sae_lens", reason="SAELens is not installed")
 
 METADATA = {"model_name": "tiny", "context_size": 32, "prepend_bos": True, "tokens": 1000}
+
+
+def thresholds(dictionary: Dictionary) -> Tensor | None:
+    """[d_sae]: above which pre-activation each feature fires; None where that is not what decides."""
+    if isinstance(dictionary, BatchTopKDictionary | JumpReLUDictionary):
+        return dictionary.threshold.detach().double().expand(dictionary.d_sae)
+    return None
+
+
 ARCHITECTURES = {
     "topk": TopKConfig(k=5),
     "batchtopk": BatchTopKConfig(k=5),
@@ -167,8 +176,8 @@ def test_unfolding_undoes_the_export(kind: str, settings: dict[str, Any], archit
         x_hat, again_hat = space.lift(dictionary(z)), space.lift(again(z))
         close = ((again_hat - x_hat).norm(dim=1) / x_hat.norm(dim=1)) < 1e-4
         assert close.float().mean() > 0.98  # but where two features share the k-th place, or one is at its threshold
-    for name, tensor in fold(again, space).items():  # and folding again gives the same file
-        other = fold(dictionary, space)[name]
+    for name, tensor in fold(again, space).tensors().items():  # and folding again gives the same file
+        other = fold(dictionary, space).tensors()[name]
         assert (tensor - other).norm() < 1e-5 * (1 + other.norm()), name
 
 
@@ -314,9 +323,14 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"architecture": "gated"}, "'gated' is not supported"),
+        ({"architecture": "gated"}, "'b_enc' is not expected"),
+        ({"architecture": "matching_pursuit"}, "'matching_pursuit' is not supported; expected one of standard, topk"),
+        ({"architecture": "temporal"}, "'temporal' is not supported"),
+        ({"architecture": "abstopk"}, "'abstopk' is not supported"),
         ({"architecture": ["topk"]}, "not supported"),
-        ({"architecture": "batchtopk"}, "'batchtopk' is not supported"),
+        ({"architecture": "batchtopk"}, "'topk_threshold' is missing"),
+        ({"architecture": "transcoder"}, "'d_out' must be a positive integer"),
+        ({"architecture": "transcoder", "d_out": 16}, "apply_b_dec_to_input = True"),
         ({"architecture": "jumprelu"}, "'threshold' is missing"),
         ({"d_in": "16"}, "'d_in' must be a positive integer"),
         ({"d_in": True}, "'d_in' must be a positive integer"),
