@@ -60,7 +60,8 @@ class FinalNorm:
         with torch.no_grad():
             theirs = module(resid).float()
         tolerance = 1e-4 if model.dtype == torch.float32 else 3e-2
-        if not torch.allclose(self.apply(resid), theirs, rtol=tolerance, atol=tolerance * float(theirs.abs().max())):
+        ours, atol = self.apply(resid).float(), tolerance * float(theirs.abs().max())
+        if not torch.allclose(ours, theirs, rtol=tolerance, atol=atol):
             raise UserError(
                 f"The final norm of {model.name} ({type(module).__name__}) is neither LayerNorm nor RMSNorm."
             )

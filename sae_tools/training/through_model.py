@@ -27,7 +27,6 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_tools.activations.buffer import EMPTY_BATCHES
-from sae_tools.analysis.behaviour import log_softmax
 from sae_tools.analysis.corpus import CHARACTERS_PER_TOKEN, SPREAD
 from sae_tools.analysis.fidelity import contexts_per_batch
 from sae_tools.analysis.splicing import splice
@@ -125,7 +124,7 @@ class Splice:
             edit = splice(self.site, part.kept, x_hat)
             logits = logits_with_edits(self.run.model, part.tokens, [edit], prefix=part.prefix)
         with torch.no_grad():
-            log_q = log_softmax(logits)
+            log_q = precise(logits).log_softmax(-1)
             p, q = part.log_probs.exp(), log_q.exp()
             kl = (part.log_probs - log_q).mul_(p).sum(-1)[part.kept].sum()
             at_logits = q.sub_(p).mul_(part.kept.unsqueeze(-1))  # of KL(p ‖ softmax(logits))
@@ -166,18 +165,16 @@ class ThroughModel:
         length = contexts.tokens.shape[1]
         at_a_time = contexts_per_batch(self.model, length, contexts.tokens.numel())
         parts, rows = [], []
-        for tokens, document in zip(
-            contexts.tokens.split(at_a_time), contexts.document.split(at_a_time), strict=True
-        ):
+        for tokens, document in zip(contexts.tokens.split(at_a_time), contexts.document.split(at_a_time), strict=True):
             tokens = tokens.to(self.model.device)
             kept = kept_positions(tokens, self.rows, self.model.special_token_ids)
             wanted = self.sites if self.norm is None else [*self.sites, self.final]
             clean = run_and_capture(self.model, tokens, wanted)
-            activations = {site.name: clean.activations[site.name][kept].float() for site in self.sites}
+            activations = {site.name: precise(clean.activations[site.name][kept]) for site in self.sites}
             scale = None if self.norm is None else self.norm.scale(clean.activations[self.final.name][kept]).squeeze(-1)
             position = torch.arange(length, device=tokens.device).expand_as(tokens)[kept]
             rows.append(Rows(activations, tokens[kept], position, document.to(tokens.device)[kept], scale))
-            parts.append(Part(tokens, kept, log_softmax(clean.logits), clean.prefix))
+            parts.append(Part(tokens, kept, precise(clean.logits).log_softmax(-1), clean.prefix))
         return RunContexts(self.model, self.cfg, parts, Rows.concatenate(rows).to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
@@ -185,6 +182,11 @@ class ThroughModel:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.stream.load_state_dict(state)
+
+
+def precise(x: Tensor) -> Tensor:
+    """In float32, or float64 where it is that."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def open_through_model(
