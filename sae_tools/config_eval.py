@@ -17,7 +17,7 @@ class ControlsConfig(Section):
     """What must come out as known, and what comes out of a model that has learnt nothing."""
 
     enabled: bool = True
-    tokens: int = Field(default=8_192, ge=1)
+    tokens: int = Field(default=4_096, ge=1)
     """Tokens of the corpus (its first contexts) on which controls are measured."""
 
 
@@ -25,7 +25,7 @@ class ProbingConfig(Section):
     """k-sparse probes on labels that the text itself provides (analysis/probing.py)."""
 
     enabled: bool = True
-    tokens: int = Field(default=32_768, ge=1)
+    tokens: int = Field(default=16_384, ge=1)
     """Tokens of the corpus (contexts at even distances) whose activations are probed, train and test together."""
     k: list[int] = Field(default=[1, 2, 5, 16], min_length=1)
     """Numbers of features that a probe may use."""
