@@ -25,15 +25,13 @@ def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
     for trainee in job.trainees:
         with job.run.checkpoint_writer(trainee.name, job.tokens) as folder:
             export_saelens(
-                trainee.dictionary, trainee.space, folder, export_metadata(job, trainee), trainee.target_space
+                trainee.dictionary, trainee.space, folder, export_metadata(job, trainee), writes=trainee.target_space
             )
             save_tensors(folder / SPACE, *trainee.space.state())
             if trainee.target_space is not None:
                 save_tensors(folder / TARGET_SPACE, *trainee.target_space.state())
             save_tensors(folder / "trainer.safetensors", trainee.tensors(), {"tokens": job.tokens, "step": job.step})
-    job.run.commit_checkpoint(
-        job.tokens, {"step": job.step, "tokens": job.tokens, **(position or job.position())}
-    )
+    job.run.commit_checkpoint(job.tokens, {"step": job.step, "tokens": job.tokens, **(position or job.position())})
     job.has_checkpoint = True
 
 
