@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.config_loading import load_config as load_config
     from sae_tools.config_report import ReportConfig as ReportConfig
     from sae_tools.dictionaries import Dictionary as Dictionary
+    from sae_tools.dictionaries.formats.read import load_dictionary as load_dictionary
+    from sae_tools.dictionaries.formats.write import save_dictionary as save_dictionary
     from sae_tools.errors import UserError as UserError
     from sae_tools.models.load import LanguageModel as LanguageModel
     from sae_tools.models.load import load_model as load_model
@@ -42,8 +44,10 @@ _HOME = {
     "UserError": "sae_tools.errors",
     "build_report": "sae_tools.report.build",
     "load_config": "sae_tools.config_loading",
+    "load_dictionary": "sae_tools.dictionaries.formats.read",
     "load_model": "sae_tools.models.load",
     "run_job": "sae_tools.training.run",
+    "save_dictionary": "sae_tools.dictionaries.formats.write",
     "write_store": "sae_tools.training.storing",
 }
 

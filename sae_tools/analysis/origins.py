@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
+from sae_tools.dictionaries.formats.read import format_at
 from sae_tools.dictionaries.formats.saelens import CFG, WEIGHTS
 from sae_tools.errors import UserError
 from sae_tools.runs.directory import RunDirectory
@@ -19,7 +20,7 @@ class Origin:
     """One dictionary on disk."""
 
     path: Path
-    """Folder with cfg.json and the weights."""
+    """Folder with the configuration and the weights, or a file of dictionary_learning's."""
     run: Path | None
     """The run of ours it is in."""
     config: JobConfig | None
@@ -31,7 +32,7 @@ class Origin:
 
 
 def find_origins(paths: list[Path]) -> list[Origin]:
-    """Every dictionary at `paths`: run directories, checkpoint folders of runs, other folders in SAELens's format.
+    """Every dictionary at `paths`: run directories, checkpoint folders of runs, folders or files of other dictionaries.
 
     Raises UserError for a path that is none of them, and for one that comes twice.
     """
@@ -53,7 +54,7 @@ def _origins(path: Path) -> list[Origin]:
         config = load_config(JobConfig, run.config)
         tokens = _newest(run, list(config.dictionaries))
         return [Origin(run.checkpoint(name, tokens), path, config, name, True) for name in config.dictionaries]
-    if not (path / CFG).is_file():
+    if not _is_dictionary(path):
         raise UserError(f"{path} {_why_none(path)}.")
     real = path.resolve()
     run_path = real.parents[2] if real.parent.name == "checkpoints" and len(real.parents) > 2 else None
@@ -63,6 +64,14 @@ def _origins(path: Path) -> list[Origin]:
     if real.parents[1].name not in config.dictionaries:
         return [Origin(path, None, None, None, False)]
     return [Origin(path, run_path, config, real.parents[1].name, False)]
+
+
+def _is_dictionary(path: Path) -> bool:
+    try:
+        format_at(path)
+    except UserError:
+        return False
+    return True
 
 
 def _why_none(path: Path) -> str:
@@ -79,7 +88,9 @@ def _why_none(path: Path) -> str:
         if not path.is_absolute():
             newest, run = Path(os.path.relpath(newest)), Path(os.path.relpath(run))
         return f"holds all checkpoints of a dictionary; name the newest, {newest}, or the run, {run}"
-    return "is neither a run (it has no config.yaml) nor an SAE in SAELens's format (it has no cfg.json)"
+    return (
+        "is neither a run (it has no config.yaml) nor an SAE in a format that is read (it has no cfg.json and no ae.pt)"
+    )
 
 
 def _newest(run: RunDirectory, names: list[str]) -> int:

@@ -19,7 +19,7 @@ from sae_tools.config import DataConfig, JobConfig, RowsConfig
 from sae_tools.config_sources import SourceConfig
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import Dictionary
-from sae_tools.dictionaries.formats.saelens import load_saelens, unfold
+from sae_tools.dictionaries.formats import read_dictionary, unfold
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
@@ -68,7 +68,7 @@ def open_sources(paths: list[Path], cfg: SourceConfig, model: LanguageModel | No
     """Everything at `paths`, in their order, grouped by what can share a corpus; a model is loaded once.
 
     paths: run directories (every dictionary, at the newest checkpoint that all of them have), checkpoint folders in
-        them, or other folders in SAELens's format.
+        them, or other folders or files of a dictionary, in any format that is read.
     cfg: `model`, `data` and `rows` say what is used instead of what an SAE's metadata says, setting by setting; `site`
         where an SAE reads that does not know its space. Where only runs are given the settings hold for them, else
         runs keep their own.
@@ -88,7 +88,7 @@ def open_sources(paths: list[Path], cfg: SourceConfig, model: LanguageModel | No
     groups: dict[tuple[int, str, RowsConfig], Group] = {}
     opened = []
     for origin in origins:
-        dictionary, metadata = load_saelens(origin.path)
+        dictionary, metadata = read_dictionary(origin.path)
         if origin.config is None:
             knows_site = _knows_space(origin, metadata)
             must_be_named(origin, metadata, cfg, needs_model=model is None, needs_site=not knows_site)
@@ -245,7 +245,7 @@ def _site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: La
 def _written_site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
     name = cfg.writes or metadata.get("site_out") or metadata.get("hook_name_out")
     if not isinstance(name, str):
-        raise UserError(f"{origin.path}: its metadata does not say where it writes; name it: writes=mlp_out@3, or another.")
+        raise UserError(f"{origin.path}: its metadata names no site that it writes; name it: writes=mlp_out@3, or another.")
     try:
         return resolve_site(model, name)
     except UserError as error:

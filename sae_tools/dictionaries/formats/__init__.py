@@ -7,6 +7,16 @@ what nobody vouches for.
 """
 
 from sae_tools.dictionaries.formats.folding import unfold
+from sae_tools.dictionaries.formats.read import load_dictionary, read_dictionary
 from sae_tools.dictionaries.formats.saelens import export_saelens, load_saelens
+from sae_tools.dictionaries.formats.write import save_dictionary, write_dictionary
 
-__all__ = ["export_saelens", "load_saelens", "unfold"]
+__all__ = [
+    "export_saelens",
+    "load_dictionary",
+    "load_saelens",
+    "read_dictionary",
+    "save_dictionary",
+    "unfold",
+    "write_dictionary",
+]

@@ -125,7 +125,7 @@ def interpret(pickle: bytes, path: Path) -> Any:
     ValueError and others for what torch does not write."""
     stack: list[Any] = []
     marks: list[int] = []
-    memo: dict[int, Any] = {}
+    memo: dict[Any, Any] = {}
 
     def since_mark() -> list[Any]:
         start = marks.pop()
@@ -167,11 +167,11 @@ def interpret(pickle: bytes, path: Path) -> Any:
                 items = since_mark()
                 _dict(stack[-1]).update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT" | "PUT":
-                memo[int(argument)] = stack[-1]
+                memo[argument] = stack[-1]
             case "MEMOIZE":
                 memo[len(memo)] = stack[-1]
             case "BINGET" | "LONG_BINGET" | "GET":
-                stack.append(memo[int(argument)])
+                stack.append(memo[argument])
             case "GLOBAL":
                 stack.append(_known(str(argument), path))
             case "STACK_GLOBAL":

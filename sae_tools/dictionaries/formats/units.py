@@ -1,4 +1,4 @@
-"""The last step of reading: decoder norms folded where that changes nothing, and what a unit of activation is, in words.
+"""The last step of reading: decoder norms are folded where that changes nothing, and words for an activation's unit.
 
 A feature's activation means nothing without the norm of its decoder row. Where the encoder may be multiplied by it
 without any effect (each feature decides for itself: ReLU, JumpReLU, Gated) that is done, and activations are then how
@@ -33,8 +33,8 @@ def finished(
 ) -> tuple[Dictionary, dict[str, Any]]:
     """(dictionary, metadata with d_in, d_sae, d_out and activation_unit; the dictionary's own is the same).
 
-    unit_norms: rescale features to decoder rows of norm 1 where that changes nothing. path: for the sentence of the UserError
-    where the weights' products overflow.
+    unit_norms: rescale features to decoder rows of norm 1 where that changes nothing. path: for the sentence of the
+    UserError where the weights' products overflow.
     """
     scaling = unit_scaling(parts.W_dec)
     unit = UNIT if bool(((scaling - 1).abs() < 1e-4).all()) else FREE

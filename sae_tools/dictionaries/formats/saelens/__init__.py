@@ -5,8 +5,8 @@
 """
 
 from sae_tools.dictionaries.formats.folding import CHUNK, fold, unfold
-from sae_tools.dictionaries.formats.saelens.config import CFG, WEIGHTS
+from sae_tools.dictionaries.formats.saelens.config import CFG, METADATA, WEIGHTS
 from sae_tools.dictionaries.formats.saelens.read import load_saelens
 from sae_tools.dictionaries.formats.saelens.write import export_saelens, write_saelens
 
-__all__ = ["CFG", "CHUNK", "WEIGHTS", "export_saelens", "fold", "load_saelens", "unfold", "write_saelens"]
+__all__ = ["CFG", "CHUNK", "METADATA", "WEIGHTS", "export_saelens", "fold", "load_saelens", "unfold", "write_saelens"]
