@@ -129,9 +129,11 @@ class DictionaryConfig(Section):
     """A file or folder of an SAE in any format that is read, of this site and size, whose weights training starts from
     (fine-tuning); settings and space are still these. null: fresh weights."""
     b_dec_init: Literal["zero", "mean", "geometric_median"] = "geometric_median"
-    """Initial decoder bias, which is also subtracted before the encoder."""
+    """Initial decoder bias, which is also subtracted before the encoder; with `writes` it is not subtracted, and says
+    what the encoder's initial bias takes off what is read."""
     encoder_init: Literal["tied", "kaiming"] = "tied"
-    """`tied`: the encoder starts as the decoder's transpose; `kaiming`: both start independently."""
+    """`tied`: the encoder starts as the decoder's transpose, with `writes` as that of the best linear prediction of what
+    is written; `kaiming`: both start independently."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of this dictionary; null: training.lr."""
 

@@ -52,8 +52,8 @@ def sigma_at(
 
 
 def residual_map(site: Site, model: LanguageModel) -> ResidualMap | None:
-    """From directions at the site to what they add to the residual stream; None where there is no fixed map (what the MLP
-    reads; hooks inside a module; a norm or experts between the hidden activations and the stream)."""
+    """From directions at the site to what they add to the residual stream; None where there is no fixed map (what the
+    MLP reads; hooks inside a module; a norm or experts between the hidden activations and the stream)."""
     if site.kind in ("hook", "mlp_in"):
         return None
     if site.kind != "mlp_acts":

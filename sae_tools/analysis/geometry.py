@@ -32,7 +32,7 @@ def geometry(
     and 0; `antipode_feature` int32, the one with the least cosine, and `antipode_cosine`. Features with a decoder row
     of zeros have no neighbours (-1 and 0) and are nobody's.
 
-    two_sites: the encoder's rows are in another space than the decoder's, so that there is neither projection nor cosine.
+    two_sites: the encoder's rows are in another space than the decoder's: there is neither projection nor cosine.
     progress: called with the features done and all there are. No more than a block of cosines is held at once.
     """
     encoder, W_dec, unit = dictionary.encoder.float(), dictionary.W_dec.float(), unit_norms(dictionary)

@@ -245,7 +245,7 @@ def _site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: La
 def _written_site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
     name = cfg.writes or metadata.get("site_out") or metadata.get("hook_name_out")
     if not isinstance(name, str):
-        raise UserError(f"{origin.path}: its metadata names no site that it writes; name it: writes=mlp_out@3, or another.")
+        raise UserError(f"{origin.path}: its metadata does not say where it writes; name it: writes=mlp_out@3.")
     try:
         return resolve_site(model, name)
     except UserError as error:

@@ -14,6 +14,10 @@ from sae_tools.dictionaries.median import geometric_median, mean_of_rows
 
 Project = Callable[[Tensor], Tensor]
 """Removes from vectors what no row of their space can have (`Space.project`)."""
+RIDGE = 1e-3
+ROWS_PER_DIMENSION = 8
+CHUNK = 4096
+"""Rows whose centred copies are held at once."""
 
 
 class Target(NamedTuple):
@@ -64,25 +68,31 @@ def initial_tensors(
         return Start(encoder, torch.zeros(cfg.d_sae), W_dec, _initial_bias(cfg, dim, sample), None)
     W_dec = torch.nn.functional.normalize(draw(target.dim, target.project), dim=-1)
     b_dec = _initial_bias(cfg, target.dim, target.sample)
-    b_enc = torch.zeros(cfg.d_sae)
+    W_skip = torch.zeros(dim, target.dim) if cfg.skip else None
     if cfg.encoder_init == "kaiming" or sample is None or target.sample is None:
-        encoder = draw(dim, project)
-    else:
-        encoder = torch.nn.functional.normalize(W_dec @ covariance(target.sample, sample).cpu(), dim=-1)
-        b_enc = -(encoder @ _initial_bias(cfg, dim, sample))
-    skip = torch.zeros(dim, target.dim) if cfg.skip else None
-    return Start(encoder, b_enc, W_dec, b_dec, skip)
+        return Start(draw(dim, project), torch.zeros(cfg.d_sae), W_dec, b_dec, W_skip)
+    encoder = W_dec @ linear_prediction(sample, target.sample).T.cpu()
+    return Start(encoder, -(encoder @ _initial_bias(cfg, dim, sample)), W_dec, b_dec, W_skip)
 
 
-def covariance(
-    y: Float[Tensor, "rows d_out"], x: Float[Tensor, "rows d_in"], chunk: int = 4096
-) -> Float[Tensor, "d_out d_in"]:
-    """Of the columns, float32, with sums over pieces of the rows."""
-    mean_y, mean_x = mean_of_rows(y).to(y.dtype), mean_of_rows(x).to(x.dtype)
-    total = torch.zeros(y.shape[1], x.shape[1], dtype=torch.float32, device=x.device)
-    for part_y, part_x in zip(y.split(chunk), x.split(chunk), strict=True):
-        total.addmm_((part_y - mean_y).T, part_x - mean_x)
-    return total / len(x)
+def linear_prediction(x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> Float[Tensor, "d_in d_out"]:
+    """L with y - mean(y) ≈ (x - mean(x)) L in the least-squares sense, on the first few rows for each dimension of x.
+
+    A ridge of `RIDGE` times the mean variance of x's dimensions keeps directions without variance at zero.
+    """
+    rows = ROWS_PER_DIMENSION * x.shape[1]
+    x, y = x[:rows], y[:rows]
+    mean_x, mean_y = mean_of_rows(x).to(x.dtype), mean_of_rows(y).to(y.dtype)
+    covariance = x.new_zeros(x.shape[1], x.shape[1])
+    common = x.new_zeros(x.shape[1], y.shape[1])
+    for part_x, part_y in zip(x.split(CHUNK), y.split(CHUNK), strict=True):
+        centred = part_x - mean_x
+        covariance.addmm_(centred.T, centred)
+        common.addmm_(centred.T, part_y - mean_y)
+    diagonal = covariance.diagonal()
+    mean = diagonal.mean()
+    diagonal += torch.where(mean > 0, RIDGE * mean, 1.0)  # rows that are all equal predict nothing
+    return torch.linalg.solve(covariance.double(), common.double()).to(x.dtype)
 
 
 def _initial_bias(cfg: DictionaryConfig, dim: int, sample: Tensor | None) -> Float[Tensor, " dim"]:

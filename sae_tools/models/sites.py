@@ -22,8 +22,8 @@ HOOKS = {
     "mlp_out": "blocks.{}.hook_mlp_out",
     "resid_post": "blocks.{}.hook_resid_post",
 }
-"""Short names and TransformerLens's hooks, in the order of computation. `mlp_in` is what the MLP reads, the stream after
-the norm before it; `mlp_acts` is what the MLP's output matrix reads (gated MLPs: act(gate) · up); `attn_out` and
+"""Short names and TransformerLens's hooks, in the order of computation. `mlp_in` is what the MLP reads, the stream
+after the norm before it; `mlp_acts` is what the MLP's output matrix reads (gated MLPs: act(gate) · up); `attn_out` and
 `mlp_out` are what is added to the residual stream."""
 
 

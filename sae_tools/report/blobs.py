@@ -133,8 +133,8 @@ def meta(contents: Contents) -> dict[str, Any]:
 
 def dictionary_meta(shown: DictionaryShown) -> dict[str, Any]:
     known = (
-        "id", "d_sae", "d_in", "site", "space", "writes", "target_space", "architecture", "k", "unit", "corpus", "tokens",
-        "training_tokens",
+        "id", "d_sae", "d_in", "site", "space", "writes", "target_space", "architecture", "k", "unit", "corpus",
+        "tokens", "training_tokens",
     )  # fmt: skip
     return {key: shown.meta.get(key) for key in known} | {
         "l0": int(shown.arrays["fires"].sum()) / shown.meta["tokens"],  # on the report's own text

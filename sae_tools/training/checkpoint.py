@@ -1,8 +1,9 @@
 """A checkpoint: a folder per dictionary, then one small file that says the whole is complete.
 
 `<dictionary>/checkpoints/<tokens>/` holds what others read (cfg.json, sae_weights.safetensors: the export) and what
-`--resume` reads (trainer.safetensors, space.safetensors, target_space.safetensors of two-site dictionaries). `state/<tokens>.json`, written last, makes it valid: a run
-killed anywhere in between resumes from the checkpoint before.
+`--resume` reads (trainer.safetensors, space.safetensors and, where another space is written, target_space.safetensors).
+`state/<tokens>.json`, written last, makes it valid: a run killed anywhere in between resumes from the checkpoint
+before.
 """
 
 from __future__ import annotations

@@ -37,7 +37,8 @@ from sae_tools.memory import keep_freed_memory
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.rows import Contexts, Rows
 from sae_tools.training.guard import Guard
-from sae_tools.training.job import build_trainees, resolve_sites
+from sae_tools.training.job import build_trainees
+from sae_tools.training.sites import all_sites, resolve_sites
 
 STEPS_PER_FORWARD = 4
 DOCUMENT_CHARACTERS = 3000
@@ -60,7 +61,7 @@ class Work:
 
     def __init__(self, cfg: JobConfig, model: LanguageModel):
         sites = resolve_sites(cfg, model)
-        self.harvester = Harvester(model, list(sites.values()), cfg.rows)
+        self.harvester = Harvester(model, all_sites(sites.values()), cfg.rows)
         self.trainee = build_trainees(cfg, model, sites, torch.device("cpu"))[0]
         self.guard = Guard(1, torch.device("cpu"))
         self.step = 0

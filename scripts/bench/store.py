@@ -35,7 +35,8 @@ from sae_tools.memory import keep_freed_memory
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.rows import Rows
 from sae_tools.training.from_store import open_reader
-from sae_tools.training.job import open_buffer, open_stream, resolve_sites
+from sae_tools.training.job import open_buffer, open_stream
+from sae_tools.training.sites import all_sites, resolve_sites
 from sae_tools.training.storing import write_store
 
 
@@ -56,9 +57,9 @@ def drop(store: Store) -> None:
 
 
 def speeds(cfg: JobConfig, store: Store, model: LanguageModel, rounds: int) -> dict[str, list[float]]:
-    sites = resolve_sites(cfg, model)
-    buffer = open_buffer(cfg, model, list(sites.values()), open_stream(cfg, model))
-    readers = {name: open_reader(cfg, store, sites.values(), need_scale=False) for name in ("memory", "disk")}
+    sites = all_sites(resolve_sites(cfg, model).values())
+    buffer = open_buffer(cfg, model, sites, open_stream(cfg, model))
+    readers = {name: open_reader(cfg, store, sites, need_scale=False) for name in ("memory", "disk")}
     size = readers["memory"].window_rows
     found: dict[str, list[float]] = {"harvest": [], "memory": [], "disk": []}
     take(buffer, cfg.training.batch_size)
@@ -73,7 +74,7 @@ def speeds(cfg: JobConfig, store: Store, model: LanguageModel, rounds: int) -> d
 
 
 def mixing(cfg: JobConfig, store: Store, model: LanguageModel) -> dict[str, Mixing]:
-    sites = list(resolve_sites(cfg, model).values())
+    sites = all_sites(resolve_sites(cfg, model).values())
     sources = {
         "buffer": open_buffer(cfg, model, sites, open_stream(cfg, model)),
         "store": open_reader(cfg, store, sites, need_scale=False),
@@ -109,7 +110,7 @@ def main() -> None:
         written = store.rows / (time.perf_counter() - start)
         found = speeds(cfg, store, model, args.rounds)
         mixed = mixing(cfg, store, model)
-        window = open_reader(cfg, store, resolve_sites(cfg, model).values(), need_scale=False).window_rows
+        window = open_reader(cfg, store, all_sites(resolve_sites(cfg, model).values()), need_scale=False).window_rows
     medians = {name: statistics.median(rates) for name, rates in found.items()}
     ratios = {
         name: statistics.median(a / b for a, b in zip(found[name], found["harvest"], strict=True))

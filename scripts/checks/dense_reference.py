@@ -30,6 +30,7 @@ from sae_tools.config import DictionaryConfig, JobConfig, SpaceConfig, TopKConfi
 from sae_tools.dictionaries import Dictionary
 from sae_tools.seeds import generator
 from sae_tools.training.job import build_trainee, estimation_rows, open_model
+from sae_tools.training.sites import all_sites
 from sae_tools.training.trainee import Trainee
 
 NUDGED = ("nudged-1", "nudged-2", "nudged-3")
@@ -129,7 +130,7 @@ def real_rows(d_sae: int, k: int, batch: int, site: str, rows: int = 65_536) -> 
     training = TrainingConfig(batch_size=batch, lr=1e-3, estimate_rows=rows, warmup_steps=50)
     cfg = JobConfig(dictionaries={"it": dictionary}, training=training)
     device, model, sites = open_model(cfg)
-    sample = estimation_rows(cfg, model, list(sites.values()))
+    sample = estimation_rows(cfg, model, all_sites(sites.values()))
     trainee = build_trainee("it", cfg, model, sites["it"], sample, None, device)
     return trainee.space.read(sample), trainee
 

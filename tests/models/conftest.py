@@ -52,6 +52,7 @@ class Pair:
             "resid_pre": ("", "in"),
             "attn_out": (attention, "out"),
             "resid_mid": (norm, "in"),
+            "mlp_in": (mlp, "in"),
             "mlp_acts": (matrix, "in"),
             "mlp_out": (mlp, "out"),
             "resid_post": ("", "out"),

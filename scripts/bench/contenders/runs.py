@@ -26,8 +26,9 @@ from sae_tools.data.documents import split_of
 from sae_tools.data.sources import open_documents
 from sae_tools.models.load import LanguageModel
 from sae_tools.rows import Rows
-from sae_tools.training.job import Job, open_harvester, resolve_sites
+from sae_tools.training.job import Job, open_harvester
 from sae_tools.training.loop import train_job
+from sae_tools.training.sites import all_sites, resolve_sites
 from sae_tools.training.start import start_job
 
 CHARACTERS_PER_TOKEN = 6
@@ -114,7 +115,7 @@ def job_config(setting: RunSetting, text: Path, folder: Path, model: str = "bund
 def heldout_rows(model: LanguageModel, cfg: JobConfig, count: int) -> Rows:
     """Rows of the interpreter's sources that neither run trains on."""
     data = DataConfig(source="python-stdlib", context_length=cfg.data.context_length)
-    sites = list(resolve_sites(cfg, model).values())
+    sites = all_sites(resolve_sites(cfg, model).values())
     return collect_rows(open_heldout(model, data, batch=16), open_harvester(cfg, model, sites), count)
 
 
