@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -19,7 +18,9 @@ from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
 from sae_tools.seeds import generator
 from sae_tools.spaces import Space
+from sae_tools.training.estimate_kl import KLCost, kl_cost
 from sae_tools.training.estimate_memory import (
+    MoreBytes,
     Trained,
     phases,
     random_contexts,
@@ -31,6 +32,7 @@ from sae_tools.training.from_store import open_reader, open_store
 from sae_tools.training.job import open_harvester, open_model, open_stream, row_bytes
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.sites import Sites, all_sites
+from sae_tools.training.timing import seconds_of
 from sae_tools.training.trainee import Trainee
 
 PROBE_FEATURES = (1024, 4096)
@@ -72,6 +74,7 @@ class Estimate:
     """Interpreter, libraries and model."""
     phases: dict[str, int]
     """By what the job does in it: memory beyond that."""
+    kl: KLCost | None = None
 
     @property
     def peak_bytes(self) -> int:
@@ -81,7 +84,7 @@ class Estimate:
     @property
     def seconds(self) -> float:
         per_token = self.harvest_seconds_per_token + sum(d.seconds_per_token for d in self.dictionaries.values())
-        return self.tokens * per_token
+        return self.tokens * per_token + (0 if self.kl is None else self.kl.steps * self.kl.seconds)
 
     def render(self) -> Group:
         table = Table(pad_edge=False)
@@ -100,6 +103,8 @@ class Estimate:
         table.add_row("shuffle buffer", "", "", size(self.buffer_bytes), "")
         total_flops = self.harvest_flops_per_token + sum(d.flops_per_token for d in self.dictionaries.values())
         parameters = self.model_parameters + sum(d.parameters for d in self.dictionaries.values())
+        if self.kl is not None:
+            table.add_row(f"KL (last {self.kl.steps:,} steps)", "", "", size(self.kl.memory.step), "")
         everything = rate(self.seconds / self.tokens)
         table.add_row("together (peak)", f"{parameters:,}", quantity(total_flops), size(self.peak_bytes), everything)
         when = ", ".join(f"{size(self.settled_bytes + more)} {what}" for what, more in self.phases.items())
@@ -130,6 +135,7 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
         buffer_bytes, flops, harvest = reader.describe()["bytes"], 0, time_reading(reader)
     else:
         harvest = time_harvest(cfg, model, harvester)
+    kl = kl_cost(cfg, model, sites, harvester)
     memory = {
         name: trained(d, sites[name].read.width, cfg, device, sites[name].written.width if d.writes else None)
         for name, d in cfg.dictionaries.items()
@@ -144,7 +150,10 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
         tokens=total_steps(cfg.training) * cfg.training.batch_size,
         loading_bytes=loading,
         settled_bytes=settled,
-        phases=phases(cfg, model, sites, harvester, buffer_bytes, list(memory.values())),
+        phases=phases(
+            cfg, model, sites, harvester, buffer_bytes, list(memory.values()), MoreBytes() if kl is None else kl.memory
+        ),
+        kl=kl,
     )
 
 
@@ -218,18 +227,6 @@ def timed_step(
         trainee.apply(trainee.propose(x, 0, target=target), 0, 1, rows, frozen)
 
     return seconds_of(step, device)
-
-
-def seconds_of(work: Callable[[], object], device: torch.device, repeats: int = 3) -> float:
-    """Shortest of a few runs after one to warm up."""
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
 
 
 def quantity(value: float) -> str:

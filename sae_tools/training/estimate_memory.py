@@ -159,10 +159,11 @@ def phases(
     harvester: Harvester,
     buffer_bytes: int,
     dictionaries: Sequence[Trained],
+    kl: MoreBytes,
 ) -> dict[str, int]:
     """Bytes at the peak of each phase, beyond what is settled, by what the job does in it.
 
-    sites, dictionaries: of each dictionary, in the job's order.
+    sites, dictionaries: of each dictionary, in the job's order. kl: what KL through the model takes.
     """
     training, stored = cfg.training, cfg.store is not None
     forward = 0 if stored else harvest_bytes(cfg, model, harvester) * cfg.buffer.contexts_per_forward
@@ -179,20 +180,32 @@ def phases(
     )
     rows = 2 * training.batch_size * row_bytes(harvester, 4) + sum(d.read for d in dictionaries)
     step, gradients = max(d.beside for d in dictionaries), sum(d.gradients for d in dictionaries)
-    filling = text.read + forward + 32 * cfg.buffer.rows  # what counts the documents of the buffer
-    stepping = max(rows + step + gradients, max(d.exported for d in dictionaries))
+    filling = max(text.read + forward + 32 * cfg.buffer.rows, kl.read)  # 32: what counts the documents of the buffer
+    stepping = max(rows + step + gradients + kl.step, max(d.exported for d in dictionaries))
     if reads_ahead(model.device) and training.tokens * CHARACTERS_PER_ROW > cfg.data.shuffle_characters / 2:
         stepping += text.read
     return {
         "reading rows for estimates": 3 * sample if stored else max(text.read, text.kept + sample + forward),
         "making dictionaries": sample + parameters + spaces + max(root, building),
-        "training": LEFT_OVER + text.kept + 3 * parameters + spaces + buffer_bytes + max(filling, stepping),
+        "training": LEFT_OVER + text.kept + kl.kept + 3 * parameters + spaces + buffer_bytes + max(filling, stepping),
         "measuring": LEFT_OVER
         + text.kept
+        + kl.kept
         + 3 * parameters
         + spaces
         + measuring_bytes(cfg, model, all_sites(sites.values())),
     }
+
+
+class MoreBytes(NamedTuple):
+    """Of KL through the model."""
+
+    read: int = 0
+    """While a block of its text is read."""
+    kept: int = 0
+    """Of the block that is served."""
+    step: int = 0
+    """In a step, beyond what every step takes."""
 
 
 class TextBytes(NamedTuple):

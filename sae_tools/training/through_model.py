@@ -141,12 +141,13 @@ class ThroughModel:
         sites: Sequence[Site],
         rows: RowsConfig,
         cfg: KLConfig,
-        stream: ContextStream,
+        stream: ContextStream | None,
         *,
         need_scale: bool,
         device: torch.device,
     ):
-        """sites: all that the job's dictionaries read and write. device: the dictionaries'."""
+        """sites: all that the job's dictionaries read and write. stream: None where contexts are not drawn, but given
+        to `run`. device: the dictionaries'."""
         self.model, self.rows, self.cfg, self.stream, self.device = model, rows, cfg, stream, device
         self.sites = list({site.name: site for site in sites}.values())
         self.norm = FinalNorm.of(model) if need_scale else None
@@ -154,6 +155,7 @@ class ThroughModel:
 
     def draw(self) -> RunContexts:
         """The next contexts, run through the model. Raises UserError where many in a row give no rows."""
+        assert self.stream is not None
         for _ in range(EMPTY_BATCHES):
             run = self.run(next(self.stream))
             if len(run.rows):
@@ -178,9 +180,11 @@ class ThroughModel:
         return RunContexts(self.model, self.cfg, parts, Rows.concatenate(rows).to(self.device))
 
     def state_dict(self) -> dict[str, Any]:
+        assert self.stream is not None
         return self.stream.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        assert self.stream is not None
         self.stream.load_state_dict(state)
 
 

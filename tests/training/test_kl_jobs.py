@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -9,14 +10,20 @@ import pytest
 import torch
 from rich.console import Console
 
+from sae_tools.allocations import peak_of
 from sae_tools.config import JobConfig
 from sae_tools.errors import UserError
+from sae_tools.rows import Rows
 from sae_tools.training import loop
-from sae_tools.training.guard import NonFiniteError
+from sae_tools.training.estimate import Estimate, estimate_job
+from sae_tools.training.estimate_kl import kl_cost
+from sae_tools.training.guard import Guard, NonFiniteError
+from sae_tools.training.job import Job, open_harvester
 from sae_tools.training.run import run_job
+from sae_tools.training.sites import resolve_sites
 from sae_tools.training.start import start_job
 from sae_tools.training.storing import write_store
-from sae_tools.training.through_model import Splice, first_kl_step
+from sae_tools.training.through_model import RunContexts, Splice, first_kl_step
 from tests.jobs import job_config
 from tests.training.resuming import contents
 
@@ -143,3 +150,46 @@ def test_empty_settings_mean_the_defaults_and_null_means_off(tmp_path: Path):
     assert job_config(tmp_path).training.kl is None
     kl = job_config(tmp_path, training__kl={}).training.kl
     assert kl is not None and (kl.fraction, kl.coefficient, kl.contexts) == (0.1, 1.0, 2)
+
+
+def test_the_estimate_has_its_time_and_memory(job: JobConfig):
+    with_kl = estimate_job(job)
+    off = job.model_copy(update={"training": job.training.model_copy(update={"kl": None})})
+    without = estimate_job(off)
+    assert without.kl is None and with_kl.kl is not None and with_kl.kl.steps == 10
+    per_token = with_kl.harvest_seconds_per_token + sum(d.seconds_per_token for d in with_kl.dictionaries.values())
+    assert with_kl.seconds == pytest.approx(with_kl.tokens * per_token + 10 * with_kl.kl.seconds)
+    assert with_kl.kl.seconds > 0 and "KL (last 10 steps)" in rendered(with_kl)
+    assert with_kl.phases["training"] >= without.phases["training"]
+
+
+def test_the_estimated_memory_is_what_such_a_step_takes_more(job: JobConfig):
+    opened = start_job(renamed(job, "memory"))
+    cost = kl_cost(
+        job,
+        opened.model,
+        resolve_sites(job, opened.model),
+        open_harvester(job, opened.model, opened.trainees[0].sites),
+    )
+    assert cost is not None
+    guard = Guard(len(opened.trainees), opened.device)
+    for step in (0, 14):  # what is made once is no part of it
+        opened.step = step
+        loop.take_step(opened, *with_guard(opened, guard))
+    opened.step = 0
+    plain = peak_of(lambda: loop.take_step(opened, *with_guard(opened, guard)))
+    opened.step = 14
+    more = peak_of(lambda: loop.take_step(opened, *with_guard(opened, guard))) - plain
+    opened.close()
+    assert 0.5 * more < cost.memory.step < 2 * more, (cost.memory.step, more)
+
+
+def with_guard(opened: Job, guard: Guard) -> tuple[Rows, Guard, RunContexts | None]:
+    rows, contexts = loop.next_rows(opened)
+    return rows, guard, contexts
+
+
+def rendered(estimate: Estimate) -> str:
+    console = Console(width=200, file=io.StringIO())
+    console.print(estimate.render())
+    return console.file.getvalue()  # type: ignore[attr-defined]

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from sae_tools.config import DictionaryConfig, KLConfig, RowsConfig, SpaceConfig, TrainingConfig
 from sae_tools.dictionaries import build_dictionary
-from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.sites import resolve_site
 from sae_tools.rows import Contexts, Rows
@@ -69,7 +68,7 @@ def set_up(case: str) -> tuple[LanguageModel, Trainee, RunContexts, Rows]:
     kind, cfg = CASES[case]
     model = double_model(kind)
     site = resolve_site(model, cfg.site)
-    through = ThroughModel(model, [site], RowsConfig(), KL, None, need_scale=True, device=torch.device("cpu"))  # type: ignore[arg-type]
+    through = ThroughModel(model, [site], RowsConfig(), KL, None, need_scale=True, device=torch.device("cpu"))
     run = through.run(contexts())
     more = through.run(Contexts(contexts().tokens.flip(1), contexts().document))
     rows = Rows.concatenate([run.rows, more.rows[: B - len(run.rows)]])
