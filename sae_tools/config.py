@@ -132,8 +132,8 @@ class DictionaryConfig(Section):
     """Initial decoder bias, which is also subtracted before the encoder; with `writes` it is not subtracted, and says
     what the encoder's initial bias takes off what is read."""
     encoder_init: Literal["tied", "kaiming"] = "tied"
-    """`tied`: the encoder starts as the decoder's transpose, with `writes` as that of the best linear prediction of what
-    is written; `kaiming`: both start independently."""
+    """`tied`: the encoder starts as the decoder's transpose, with `writes` as that of the best linear prediction of
+    what is written; `kaiming`: both start independently."""
     lr: float | None = Field(default=None, gt=0)
     """Learning rate of this dictionary; null: training.lr."""
 
