@@ -28,6 +28,7 @@ from sae_tools.training.estimate_memory import (
     small_dictionary,
     trained,
 )
+from sae_tools.training.fine_tune import read_initials
 from sae_tools.training.from_store import open_reader, open_store
 from sae_tools.training.job import open_harvester, open_model, open_stream, row_bytes
 from sae_tools.training.schedule import total_steps
@@ -122,6 +123,7 @@ def estimate_job(cfg: JobConfig, model: LanguageModel | None = None) -> Estimate
     Raises UserError for everything about model, sites and store that `sae-train` would refuse.
     """
     device, model, sites = open_model(cfg, model)
+    read_initials(cfg.dictionaries, sites, model)  # for what would be refused
     loading = resident_bytes(peak=True)
     harvester = open_harvester(cfg, model, all_sites(sites.values()))
     settled = settled_bytes(cfg, model, harvester)

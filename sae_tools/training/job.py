@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from sae_tools.runs.directory import RunDirectory
 from sae_tools.seeds import generator
 from sae_tools.spaces import Root, build_space, logit_root
 from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.fine_tune import Initial, started_from
 from sae_tools.training.from_store import estimates_need_scale, in_another_order, open_reader, stored_sample
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.sites import Sites, all_sites, resolve_sites
@@ -191,15 +192,20 @@ def build_trainees(
     sites: dict[str, Sites],
     device: torch.device,
     source: ContextStream | Store | None = None,
+    initials: Mapping[str, Initial] | None = None,
 ) -> list[Trainee]:
-    """Fresh trainees: spaces, initial biases and variances estimated on some of the rows (see `estimation_rows`)."""
+    """Fresh trainees: spaces, initial biases and variances estimated on some of the rows (see `estimation_rows`).
+
+    initials: by name, what dictionaries start from instead of fresh weights.
+    """
     sample = estimation_rows(cfg, model, all_sites(sites.values()), source)
     release_freed_memory()
     wanted = any(space.kind == "logit_update" for d in cfg.dictionaries.values() for space in d.spaces)
     root = logit_root(model) if wanted else None  # once for all
     trainees = []
     for name in cfg.dictionaries:
-        trainees.append(build_trainee(name, cfg, model, sites[name], sample, root, device))
+        initial = (initials or {}).get(name)
+        trainees.append(build_trainee(name, cfg, model, sites[name], sample, root, device, initial))
         release_freed_memory()
     return trainees
 
@@ -212,8 +218,11 @@ def build_trainee(
     sample: Rows,
     root: Root | None,
     device: torch.device,
+    initial: Initial | None = None,
 ) -> Trainee:
     own = cfg.dictionaries[name]
+    if initial is not None:
+        own = own.model_copy(update={"b_dec_init": "zero"})  # every parameter is the file's
     space, target_space, target = build_space(own.space, sites.read, model, sample, root=root), None, None
     z = space.read(sample)
     if own.writes is not None:
@@ -222,9 +231,10 @@ def build_trainee(
     dictionary = build_dictionary(
         own, space.dim, generator(cfg.seed, "dictionary", name), z, project=space.project, target=target
     )
+    if initial is not None:
+        dictionary = started_from(initial, dictionary, space, target_space)
     written = z if target is None or target.sample is None else target.sample
     variance = written.var(0, correction=0).sum()
     target_space = None if target_space is None else target_space.to(device)
-    return Trainee(
-        name, sites.read, own, cfg.training, space.to(device), dictionary.to(device), variance, target_space
-    )
+    own = cfg.dictionaries[name]
+    return Trainee(name, sites.read, own, cfg.training, space.to(device), dictionary.to(device), variance, target_space)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sae_tools.runs.tensors import load_tensors
 from sae_tools.seeds import generator
 from sae_tools.spaces import Space
 from sae_tools.tracking.metrics import MetricsWriter
+from sae_tools.training.fine_tune import Initial, read_initials
 from sae_tools.training.from_store import open_store
 from sae_tools.training.job import (
     Job,
@@ -54,14 +56,15 @@ def start_job(cfg: JobConfig, model: LanguageModel | None = None) -> Job:
     stream = open_stream(cfg, model)
     check_heldout(cfg, model)
     store = open_store(cfg, model, sites, stream.fingerprint())
+    initials = read_initials(cfg.dictionaries, sites, model)
     # A resumed run selects as this one did, on whatever machine.
     training = cfg.training.model_copy(update={"selection": selection_precision(cfg.training.selection, device)})
-    made_from = provenance(model, stream.fingerprint(), store)
+    made_from = provenance(model, stream.fingerprint(), store, initials)
     cfg = cfg.model_copy(update={"training": training, "provenance": made_from})
     run = RunDirectory.create(Path(cfg.runs_dir), cfg.name)
     run.write_config(cfg)
     try:
-        trainees = build_trainees(cfg, model, sites, device, store or stream)
+        trainees = build_trainees(cfg, model, sites, device, store or stream, initials)
     except UserError:
         run.remove_if_unused()
         raise
@@ -94,7 +97,9 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     state = run.newest_checkpoint()
     run.drop_after(-1 if state is None else state["tokens"])
     if state is None:
-        trainees = build_trainees(own, model, sites, device, source)
+        initials = read_initials(own.dictionaries, sites, model)
+        _check_provenance(run, before, provenance(model, fingerprint, store, initials))
+        trainees = build_trainees(own, model, sites, device, source, initials)
         through_model = open_through_model(own, model, all_sites(sites.values()), device)
         return Job(own, run, model, stream, buffer, trainees, MetricsWriter(run.metrics), device, through_model)
     trainees = [_saved_trainee(name, own, run, state["tokens"], sites[name].read, device) for name in own.dictionaries]
@@ -105,12 +110,19 @@ def resume_job(path: Path, cfg: JobConfig | None = None, model: LanguageModel | 
     return job
 
 
-def provenance(model: LanguageModel, data_fingerprint: dict[str, Any], store: Store | None = None) -> dict[str, Any]:
-    """What a run was made from and with: the model, the data, the store if it read one, the versions of what
-    computes."""
+def provenance(
+    model: LanguageModel,
+    data_fingerprint: dict[str, Any],
+    store: Store | None = None,
+    initials: Mapping[str, Initial] | None = None,
+) -> dict[str, Any]:
+    """What a run was made from and with: the model, the data, the store if it read one, the weights that dictionaries
+    started from, the versions of what computes."""
     made = {"model": model.describe(), "data": data_fingerprint, "versions": versions()}
     if store is not None:
         made["store"] = {"fingerprint": store.fingerprint, "rows": store.rows, "dtype": store.plan.dtype}
+    if initials:
+        made["init_from"] = {name: initial.fingerprint for name, initial in initials.items()}
     return made
 
 
@@ -130,10 +142,10 @@ def _saved_trainee(
         target = Target(target_space.dim)
     tensors, _ = load_tensors(folder / "trainer.safetensors")
     fresh = cfg.dictionaries[name].model_copy(update={"b_dec_init": "zero"})  # every parameter is overwritten below
-    dictionary = build_dictionary(fresh, space.dim, generator(cfg.seed, "dictionary", name), target=target).to(
-        device
+    dictionary = build_dictionary(fresh, space.dim, generator(cfg.seed, "dictionary", name), target=target).to(device)
+    trainee = Trainee(
+        name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"], target_space
     )
-    trainee = Trainee(name, site, cfg.dictionaries[name], cfg.training, space, dictionary, tensors["variance"], target_space)
     try:
         trainee.load_tensors(tensors)
     except (KeyError, RuntimeError) as error:
@@ -156,7 +168,12 @@ def _check_same(run: RunDirectory, cfg: JobConfig, own: JobConfig) -> None:
 
 def _check_provenance(run: RunDirectory, before: dict[str, Any], now: dict[str, Any]) -> None:
     """The same model and the same text, or the resumed run would not be the same run."""
-    for part, what in (("model", "language model"), ("data", "text"), ("store", "activation store")):
+    for part, what in (
+        ("model", "language model"),
+        ("data", "text"),
+        ("store", "activation store"),
+        ("init_from", "SAE to start from"),
+    ):
         if part in now and before.get(part) != now[part]:
             keys = [key for key in now[part] if (before.get(part) or {}).get(key) != now[part][key]]
             raise UserError(
