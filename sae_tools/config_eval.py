@@ -18,7 +18,7 @@ class ControlsConfig(Section):
 
     enabled: bool = True
     tokens: int = Field(default=4_096, ge=1)
-    """Tokens of the corpus (its first contexts) on which controls are measured."""
+    """Tokens of the corpus (contexts at even distances) on which controls are measured."""
 
 
 class ProbingConfig(Section):

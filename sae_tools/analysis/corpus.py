@@ -56,6 +56,14 @@ class Corpus:
         for tokens, document in zip(self.tokens.split(contexts), self.document.split(contexts), strict=True):
             yield Contexts(tokens.long(), document.long())
 
+    def thinned(self, tokens: int) -> Corpus:
+        """Contexts at even distances with so many kept tokens; all of it where it has no more."""
+        if tokens >= self.counted:
+            return self
+        chosen = evenly_spaced(self.kept.sum(1), tokens)
+        kept = self.kept[chosen]
+        return Corpus(self.tokens[chosen], kept, self.document[chosen], int(kept.sum()), self.mean_inverse_scale)
+
     def save(self, path: Path, fingerprint: str) -> None:
         """Write the file whole. Raises UserError where no space is left."""
         meta = {"fingerprint": fingerprint, "counted": self.counted, "mean_inverse_scale": self.mean_inverse_scale}

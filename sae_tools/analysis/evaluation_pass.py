@@ -1,9 +1,9 @@
 """The pass of an evaluation: every dictionary, every ablation, on the same contexts, each forward pass made once.
 
-    sums = Evaluation.start(model, subjects, means, …)
-    for contexts in batches: sums.update(contexts)
-    sums.merge(of another part of the corpus)
-    sums.finish()
+sums = Evaluation.start(model, subjects, means, …)
+for contexts in batches: sums.update(contexts)
+sums.merge(of another part of the corpus)
+sums.finish()
 """
 
 from __future__ import annotations
@@ -103,9 +103,8 @@ class Evaluation:
         clean = run_and_capture(self.model, tokens, list({site.name: site for site in read}.values()))
         activations, prefix = clean.activations, clean.prefix
         original = torch.log_softmax(clean.logits.float(), -1)
+        self.original.update_both(token_losses(clean.logits, original, tokens), masks)
         del clean  # its logits are as large as what was made of them
-        losses = token_losses(original, original, tokens)
-        self.original.update_both(losses, masks)
         scale = self.norm.scale(activations[self.final.name]).flatten()
 
         def run(edit: Edit) -> TokenLosses:

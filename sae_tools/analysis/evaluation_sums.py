@@ -162,7 +162,7 @@ class SubjectSums:
         quality = {name: sums.finish() for name, sums in self.quality.items()}
         rows, rest = self.active[:2].sum(1), self.active[2:].sum(1)
         error, square = self.outside.tolist()
-        others = [(edited, counted) for edited in TOKENS for counted in TOKENS if (edited, counted) != ("rows", "rows")]
+        others: list[tuple[Which, Which]] = [("rows", "all"), ("all", "rows"), ("all", "all")]
         return {
             "site": subject.site.name,
             "space": subject.space.kind,

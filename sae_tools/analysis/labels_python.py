@@ -1,4 +1,4 @@
-"""What Python's own tokenizer says about each character of a source: its token's class, quotes, brackets, indentation."""
+"""What Python's own tokenizer says about each character of a source: class, quotes, brackets, indentation."""
 
 from __future__ import annotations
 

@@ -30,9 +30,7 @@ def token_losses(
     """logits: of the edited model, in any dtype; original: log probabilities of the unedited one, float32."""
     ce, kl = [], []
     at_a_time = max(1, CHUNK_BYTES // (4 * logits[0].numel()))
-    for mine, its, ids in zip(
-        logits.split(at_a_time), original.split(at_a_time), tokens.split(at_a_time), strict=True
-    ):
+    for mine, its, ids in zip(logits.split(at_a_time), original.split(at_a_time), tokens.split(at_a_time), strict=True):
         log_q = torch.log_softmax(mine.float(), -1)
         ce.append(-log_q[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1))
         kl.append(log_q.neg_().add_(its).mul_(its.exp()).sum(-1))

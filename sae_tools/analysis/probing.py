@@ -85,7 +85,9 @@ def probe(
     train = train_documents(corpus, where, seed)
     document = corpus.document.numpy()[where]
     in_train = np.isin(document, train)
-    tasks = {name: examples(values[where], in_train, cfg.per_class, seed, name) for name, values in labels.tasks.items()}
+    tasks = {
+        name: examples(values[where], in_train, cfg.per_class, seed, name) for name, values in labels.tasks.items()
+    }
     known = {name: found for name, found in tasks.items() if found is not None}
     read = read_tokens(model, subjects, corpus, where)
     places = list(dict.fromkeys(subject.site.name for subject in subjects))
@@ -180,7 +182,11 @@ def judged(x: Float[np.ndarray, "tokens d"], yes: Bool[np.ndarray, " tokens"], f
 
 
 def probes_on_features(
-    f: sparse.csc_matrix, yes: Bool[np.ndarray, " tokens"], found: Examples, ks: Iterable[int], random: np.random.Generator
+    f: sparse.csc_matrix,
+    yes: Bool[np.ndarray, " tokens"],
+    found: Examples,
+    ks: Iterable[int],
+    random: np.random.Generator,
 ) -> dict[int, dict[str, Any]]:
     """By k: the figures of the best features, which they are, and the figures of `random` ones."""
     train = f[found.train]
@@ -255,4 +261,6 @@ def sparse_codes(
         row, column = f.nonzero(as_tuple=True)
         entries = f[row, column].float().cpu().numpy()
         parts.append(sparse.csr_matrix((entries, (row.cpu().numpy(), column.cpu().numpy())), shape=tuple(f.shape)))
-    return sparse.csr_matrix(sparse.vstack(parts)) if parts else sparse.csr_matrix((0, dictionary.d_sae), dtype=np.float32)
+    return (
+        sparse.csr_matrix(sparse.vstack(parts)) if parts else sparse.csr_matrix((0, dictionary.d_sae), dtype=np.float32)
+    )

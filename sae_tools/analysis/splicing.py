@@ -32,7 +32,7 @@ def splice(site: Site, kept: Bool[Tensor, "batch position"], vectors: Float[Tens
 
 
 def donors(tokens: int, random: torch.Generator) -> Int[Tensor, " tokens"]:
-    """For each of some tokens another one of them, each once: one random cycle through all (a lone token is its own)."""
+    """For each of some tokens another one of them, each once: one random cycle through all (a lone one is its own)."""
     cycle = torch.randperm(tokens, generator=random)
     out = torch.empty_like(cycle)
     out[cycle] = cycle.roll(-1)

@@ -11,6 +11,7 @@ import typer
 from sae_tools.cli.common import INTERRUPTED, run_command
 
 if TYPE_CHECKING:
+    from sae_tools.config import Section
     from sae_tools.config_report import ReportConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -60,7 +61,7 @@ def report(
     arguments = [path, *(more or [])]
     paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
     overrides = [argument for argument in arguments if argument not in paths]
-    refuse_no_settings(paths, overrides)
+    refuse_no_settings(paths, overrides, ReportConfig)
     if not paths:
         raise UserError("sae-report needs a run, such as runs/quickstart, or the folder of an SAE.")
     if port and not serve:
@@ -78,13 +79,12 @@ def report(
         serve_page(page, port, say=lambda line: print(line, flush=True))
 
 
-def refuse_no_settings(paths: list[str], overrides: list[str]) -> None:
-    """UserError for what was meant as a setting and is not written as one, as in `tokens 5` and `tokens =5`."""
+def refuse_no_settings(paths: list[str], overrides: list[str], kind: type[Section]) -> None:
+    """UserError for what was meant as a setting of `kind` and is not written so, as in `tokens 5` and `tokens =5`."""
     from sae_tools.config_loading import settings
-    from sae_tools.config_report import ReportConfig
     from sae_tools.errors import UserError
 
-    names = {*ReportConfig.model_fields, *(key for key, _, _ in settings(ReportConfig))}
+    names = {*kind.model_fields, *(key for key, _, _ in settings(kind))}
     for path in paths:
         if path in names and not Path(path).exists():
             raise UserError(f"{path!r} is a setting, and settings are written {path}=VALUE, without a space.")

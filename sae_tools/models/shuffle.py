@@ -34,7 +34,7 @@ def shuffled_weights(model: LanguageModel, seed: int) -> Iterator[LanguageModel]
 
 
 def _matrices(model: LanguageModel) -> list[Tensor]:
-    """The model's own, and the copies that TransformerLens makes of some of them (fused q, k and v), each storage once."""
+    """The model's own, and the copies that TransformerLens makes of some (fused q, k and v), each storage once."""
     found: dict[int, Tensor] = {}
     for parameter in (*model_parameters(model.bridge), *model.bridge.parameters()):
         if parameter.dim() > 1:
