@@ -21,6 +21,7 @@ from sae_tools.errors import UserError
 
 LARGEST_JSON = 16 * 2**20
 """Bytes; a configuration is some kilobytes."""
+LARGEST_NUMBER = 2**53
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INTEGERS = {"I64": torch.int64, "I32": torch.int32}
 
@@ -97,9 +98,9 @@ def section(cfg: dict[str, Any], key: str, path: Path) -> dict[str, Any]:
 
 
 def positive(cfg: dict[str, Any], key: str, path: Path) -> int:
-    """A setting that must be an integer of at least 1."""
+    """A setting that must be an integer of at least 1, and of a size that something could have."""
     value = cfg.get(key)
-    if type(value) is not int or value < 1:
+    if type(value) is not int or not 1 <= value <= LARGEST_NUMBER:
         raise UserError(f"{path}: '{key}' must be a positive integer, and is {shown(value)}.")
     return value
 
@@ -114,7 +115,9 @@ def flag(cfg: dict[str, Any], key: str, path: Path, default: bool = False) -> bo
 
 def shown(value: object) -> str:
     """What was found, short and on one line."""
-    return repr(value if isinstance(value, bool | int | float | None) and len(str(value)) < 50 else str(value)[:50])
+    if isinstance(value, bool | float | None) or (isinstance(value, int) and abs(value) <= LARGEST_NUMBER):
+        return str(value)
+    return "a huge number" if isinstance(value, int) else repr(one_line(value, 50))
 
 
 class SafetensorsFile:

@@ -67,7 +67,9 @@ def test_what_is_written_is_read(architecture: Architecture, where: Any, unit: b
 @pytest.mark.parametrize("subtract", [True, False])
 @pytest.mark.parametrize("where", FORMATS)
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_and_without_the_decoder_bias_in_the_encoder(kind: str, where: Any, subtract: bool, tmp_path: Path) -> None:
+def test_with_and_without_the_decoder_bias_in_the_encoder(
+    kind: str, where: Any, subtract: bool, tmp_path: Path
+) -> None:
     if (Architecture(kind), where) in MATRIX:
         dictionary = example(kind, subtract=subtract, unit=True)
         write_dictionary(dictionary, tmp_path / "out", where, METADATA)
