@@ -1,0 +1,51 @@
+"""What is trained: every run of the comparison, by architecture, side, learning rate, setting and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+SIDES = ("sae_tools", "saelens")
+LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+SEEDS = (0, 1, 2)
+TARGETS = (16, 32, 64)
+"""Features per row at which reconstructions are compared."""
+CHOSEN = ("topk", "batchtopk", "matryoshka")
+"""Architectures whose number of features per row is a setting, `k`; of the others a penalty's coefficient is."""
+PENALISED = ("relu", "gated", "jumprelu")
+COEFFICIENTS = {
+    "relu": (1.2, 2.4, 4.8),
+    "gated": (2.0, 4.5, 10.0),
+    "jumprelu": (0.3, 1.0, 3.0, 10.0),
+}
+"""Chosen beforehand, from runs of 600 steps at another seed, so that L0 spans some 15 to 70 on both sides."""
+
+
+class Task(NamedTuple):
+    architecture: str
+    side: str
+    lr: float
+    setting: float
+    """k, or the penalty's coefficient."""
+    seed: int
+
+    @property
+    def key(self) -> str:
+        return "/".join(f"{part:g}" if isinstance(part, float) else str(part) for part in self)
+
+
+def settings(architecture: str) -> tuple[float, ...]:
+    return tuple(float(k) for k in TARGETS) if architecture in CHOSEN else COEFFICIENTS[architecture]
+
+
+def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
+    """Every learning rate and setting at the first seed."""
+    for lr in LEARNING_RATES:
+        for setting in settings(architecture):
+            yield Task(architecture, side, lr, setting, SEEDS[0])
+
+
+def at_the_best_rate(architecture: str, side: str, lr: float) -> Iterator[Task]:
+    for seed in SEEDS[1:]:
+        for setting in settings(architecture):
+            yield Task(architecture, side, lr, setting, seed)
