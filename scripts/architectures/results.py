@@ -10,8 +10,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from scipy import stats
-from sae_tools.training.start import versions
 from tasks import CHOSEN, LEARNING_RATES, PENALISED, SEEDS, SIDES, TARGETS, Task, settings
+
+from sae_tools.training.start import versions
 
 REPORT = Path(__file__).resolve().parents[2] / "reports" / "architectures"
 

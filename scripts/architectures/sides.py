@@ -1,4 +1,4 @@
-"""One run of either side: the same rows in the same order, its own loop, and what its inference does with held-out rows.
+"""One run of either side: the same rows in the same order, its own loop, and what its inference makes of held-out rows.
 
 Both warm the learning rate up over 100 steps and let it fall to 0 over the last 400; penalties reach their strength
 after 500 steps. Everything else is each library's default.
