@@ -15,6 +15,7 @@ from sae_tools.training.job import Job
 from sae_tools.training.resampling import resample_dead_features
 from sae_tools.training.schedule import evenly_spaced, learning_rate_factor
 from sae_tools.training.through_model import RunContexts, first_kl_step
+from sae_tools.training.trainee import Trainee
 
 
 class Observer(Protocol):
@@ -85,14 +86,22 @@ def next_rows(job: Job) -> tuple[Rows, RunContexts | None]:
 
 
 def take_step(job: Job, rows: Rows, guard: Guard, contexts: RunContexts | None = None) -> None:
-    """One step of every dictionary. A function of its own, so that gradients are gone before the next ones come."""
-    xs = [trainee.rows_in_space(rows) for trainee in job.trainees]
-    targets = [trainee.targets(rows) for trainee in job.trainees]
-    proposals = [t.propose(x, job.step, contexts, y) for t, x, y in zip(job.trainees, xs, targets, strict=True)]
-    guard.check(job.step, [x if y is None else x.sum() + y.sum() for x, y in zip(xs, targets, strict=True)], proposals)
-    for trainee, proposal in zip(job.trainees, proposals, strict=True):
-        trainee.apply(proposal, job.step, job.steps, len(rows), guard.frozen)
+    """One step of every dictionary of the job."""
+    step_all(job.trainees, rows, job.step, job.steps, guard, contexts)
     job.step += 1
+
+
+def step_all(
+    trainees: list[Trainee], rows: Rows, step: int, steps: int, guard: Guard, contexts: RunContexts | None = None
+) -> None:
+    """The step that follows `step` of `steps`, of every one of them, or of none once something has not been finite. A
+    function of its own, so that gradients are gone before the next ones come."""
+    xs = [trainee.rows_in_space(rows) for trainee in trainees]
+    targets = [trainee.targets(rows) for trainee in trainees]
+    proposals = [t.propose(x, step, contexts, y) for t, x, y in zip(trainees, xs, targets, strict=True)]
+    guard.check(step, [x if y is None else x.sum() + y.sum() for x, y in zip(xs, targets, strict=True)], proposals)
+    for trainee, proposal in zip(trainees, proposals, strict=True):
+        trainee.apply(proposal, step, steps, len(rows), guard.frozen)
 
 
 def log_record(job: Job, clock: Clock) -> dict:
