@@ -14,7 +14,7 @@ from sae_tools.analysis.examples import Examples
 from sae_tools.analysis.subject import Subject, kept_positions
 from sae_tools.config import DictionaryConfig, ReLUConfig, RowsConfig, SpaceConfig, TopKConfig
 from sae_tools.config_report import ReportConfig
-from sae_tools.dictionaries import ReLUDictionary, build_dictionary
+from sae_tools.dictionaries import ReLUDictionary, TopKDictionary, build_dictionary
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.sites import resolve_site
@@ -73,6 +73,21 @@ def tiny_subject(
         if isinstance(dictionary, ReLUDictionary):
             dictionary.W_dec.mul_(0.5 + 2 * torch.rand(d_sae, 1, generator=g))
     return Subject(name, where, built, dictionary.requires_grad_(False))
+
+
+def tiny_transcoder(
+    model: LanguageModel, reads: str, writes: str, kind: str, name: str = "transcoder", **space: Any
+) -> Subject:
+    """Random weights with a skip connection, from the site `reads` to the space `kind` of the site `writes`."""
+    own = {"mlp_acts": "mlp_acts", "mlp_out": "resid_update", "attn_out": "resid_update"}
+    read = tiny_subject(model, reads, own.get(reads.split("@")[0], "resid"), centre="mean")
+    written = tiny_subject(model, writes, kind, **space)
+    a, b = read.dictionary, written.dictionary
+    skip = 0.1 * torch.randn(a.d_in, b.d_out, generator=torch.Generator().manual_seed(7))
+    dictionary = TopKDictionary(
+        a.encoder, a.b_enc, b.W_dec, b.b_dec, k=4, subtract_b_dec=False, W_skip=written.space.project(skip)
+    )
+    return Subject(name, read.site, read.space, dictionary.requires_grad_(False), written.space)
 
 
 def codes(model: LanguageModel, subject: Subject, corpus: Corpus) -> Tensor:

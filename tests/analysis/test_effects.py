@@ -19,15 +19,26 @@ from sae_tools.analysis.subject import Subject
 from sae_tools.config import RowsConfig
 from sae_tools.models.intervene import logits_with_edits, replace
 from sae_tools.models.load import LanguageModel
-from tests.analysis.subjects import LENGTH, WINDOW, codes, read, tiny, tiny_corpus, tiny_examples, tiny_subject
+from tests.analysis.subjects import (
+    LENGTH,
+    WINDOW,
+    codes,
+    read,
+    tiny,
+    tiny_corpus,
+    tiny_examples,
+    tiny_subject,
+    tiny_transcoder,
+)
 
 
 def logits_without(model: LanguageModel, subject: Subject, corpus: Corpus, context: int, change: Tensor) -> Tensor:
     tokens = corpus.tokens[context : context + 1].long()
-    if subject.site.kind == "resid_mid":  # TransformerLens's hook there changes what the MLP reads only
-        x = read(model, corpus, subject.site.name)[0][subject.site.name].view(corpus.contexts, LENGTH, -1)[context]
-        return logits_with_edits(model, tokens, [replace(subject.site, x[None] - change)])[0]
-    hooks: Any = [(subject.site.hook_name, lambda x, hook: x - change)]
+    site = subject.written_site
+    if site.kind == "resid_mid":  # TransformerLens's hook there changes what the MLP reads only
+        x = read(model, corpus, site.name)[0][site.name].view(corpus.contexts, LENGTH, -1)[context]
+        return logits_with_edits(model, tokens, [replace(site, x[None] - change)])[0]
+    hooks: Any = [(site.hook_name, lambda x, hook: x - change)]
     return model.bridge.run_with_hooks(tokens, return_type="logits", fwd_hooks=hooks)[0]
 
 
@@ -51,7 +62,7 @@ class BruteForce:
             f, position, scale = self.f[context], torch.arange(LENGTH), self.scale[context]
             without = f.clone()
             without[:, feature] = 0
-            decode, lift = self.subject.dictionary.decode, self.subject.space.lift
+            decode, lift = self.subject.dictionary.decode, self.subject.written.lift
             taken = lift(decode(f), scale, position) - lift(decode(without), scale, position)
             nothing = (-1, context)
             if nothing not in self.known:
@@ -131,6 +142,28 @@ def test_every_token_of_every_window(
     assert torch.equal(found.effect_measured, examples.rank() < 2)
     check(model, subject, corpus, examples, found)
     assert seen[-1][0] <= seen[-1][1] and [p[0] for p in seen] == sorted(p[0] for p in seen)
+
+
+@pytest.mark.parametrize(
+    ("kind", "reads", "writes", "space", "settings"),
+    [
+        ("gpt2", "mlp_in@2", "mlp_out@2", "resid_update", {"centre": "mean"}),
+        ("llama", "mlp_acts@2", "mlp_out@2", "logit_update", {"ln": "token"}),
+        ("neox-parallel", "resid_pre@0", "resid_post@2", "resid", {}),
+        ("gpt2", "mlp_acts@1", "mlp_out@1", "logit_update", {"ln": "token", "rotation": 2}),
+        ("llama-tied", "resid_mid@0", "attn_out@1", "resid_update", {}),
+        ("gemma2", "mlp_in@1", "mlp_acts@2", "mlp_acts", {}),
+    ],
+    ids=str,
+)
+def test_two_sites(kind: str, reads: str, writes: str, space: str, settings: dict[str, Any]) -> None:
+    """Features fire on what is read, and are taken away from what is written."""
+    model = tiny(kind)
+    subject = tiny_transcoder(model, reads, writes, space, **settings)
+    corpus = tiny_corpus(model, ROWS)
+    examples = tiny_examples(codes(model, subject, corpus), subject)
+    cfg = WINDOW.model_copy(update={"effect_contexts": 2})
+    check(model, subject, corpus, examples, ablation_effects(model, [subject], corpus, [examples], ROWS, cfg)[0])
 
 
 def several() -> tuple[LanguageModel, Corpus, list[Subject], list[Examples]]:

@@ -162,3 +162,16 @@ def test_same_generator_same_choice() -> None:
         dead = torch.arange(30) < 15
         choices.append(resample_(dictionary, None, dead, x, torch.ones(400), generator(0, name)).rows)
     assert torch.equal(choices[0], choices[1]) and not torch.equal(choices[0], choices[2])
+
+
+def test_two_sites_restart_from_what_is_read_and_what_is_written() -> None:
+    g = torch.Generator().manual_seed(1)
+    weights = torch.randn(6, 5, generator=g), torch.ones(6), torch.randn(6, 3, generator=g), torch.zeros(3)
+    dictionary = ReLUDictionary(*weights, subtract_b_dec=False)
+    before = dictionary.W_dec.detach().clone()
+    dead = torch.tensor([False, True, False, False, True, False])
+    x, y = torch.randn(2, 5, generator=g), torch.randn(2, 3, generator=g)
+    norm = restart_features_(dictionary, None, dead, x, y)
+    assert torch.allclose(dictionary.W_dec[dead], y / y.norm(dim=1, keepdim=True))
+    assert torch.allclose(dictionary.encoder[dead], norm * x / x.norm(dim=1, keepdim=True))
+    assert torch.equal(dictionary.W_dec[~dead], before[~dead]) and (dictionary.b_enc[dead] == 0).all()
