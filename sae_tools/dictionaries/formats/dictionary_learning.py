@@ -12,6 +12,7 @@ GatedAutoEncoder        as GatedDictionary
 from __future__ import annotations
 
 import json
+import os
 from collections import OrderedDict
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -144,7 +145,7 @@ class _Without:
 
 def _config_beside(weights: Path) -> Path | None:
     folders = [weights.parent, *([weights.parent.parent] if weights.parent.name == "checkpoints" else [])]
-    return next((folder / CONFIG for folder in folders if (folder / CONFIG).exists()), None)
+    return next((folder / CONFIG for folder in folders if os.path.lexists(folder / CONFIG)), None)
 
 
 def _class_of(declared: dict[str, Declared], trainer: dict[str, Any], weights: Path, config: Path | None) -> str:
