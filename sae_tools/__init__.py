@@ -13,8 +13,15 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.activations.store import Store as Store
     from sae_tools.activations.store_reader import StoreReader as StoreReader
+    from sae_tools.analysis.fidelity import measure_fidelity as measure_fidelity
+    from sae_tools.analysis.run_with_dictionary import DictionaryRun as DictionaryRun
+    from sae_tools.analysis.run_with_dictionary import measure_dictionary as measure_dictionary
+    from sae_tools.analysis.run_with_dictionary import run_with_dictionary as run_with_dictionary
+    from sae_tools.analysis.subject import Subject as Subject
+    from sae_tools.config import DictionaryConfig as DictionaryConfig
     from sae_tools.config import JobConfig as JobConfig
     from sae_tools.config import LMConfig as LMConfig
+    from sae_tools.config import RowsConfig as RowsConfig
     from sae_tools.config_loading import load_config as load_config
     from sae_tools.config_report import ReportConfig as ReportConfig
     from sae_tools.dictionaries import Dictionary as Dictionary
@@ -27,27 +34,38 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.rows import Contexts as Contexts
     from sae_tools.rows import Rows as Rows
     from sae_tools.spaces import Space as Space
+    from sae_tools.training.in_memory import Trained as Trained
+    from sae_tools.training.in_memory import train as train
     from sae_tools.training.run import run_job as run_job
     from sae_tools.training.storing import write_store as write_store
 
 _HOME = {
     "Contexts": "sae_tools.rows",
     "Dictionary": "sae_tools.dictionaries",
+    "DictionaryConfig": "sae_tools.config",
+    "DictionaryRun": "sae_tools.analysis.run_with_dictionary",
     "JobConfig": "sae_tools.config",
     "LMConfig": "sae_tools.config",
     "LanguageModel": "sae_tools.models.load",
     "ReportConfig": "sae_tools.config_report",
     "Rows": "sae_tools.rows",
+    "RowsConfig": "sae_tools.config",
     "Space": "sae_tools.spaces",
     "Store": "sae_tools.activations.store",
     "StoreReader": "sae_tools.activations.store_reader",
+    "Subject": "sae_tools.analysis.subject",
+    "Trained": "sae_tools.training.in_memory",
     "UserError": "sae_tools.errors",
     "build_report": "sae_tools.report.build",
     "load_config": "sae_tools.config_loading",
     "load_dictionary": "sae_tools.dictionaries.formats.read",
     "load_model": "sae_tools.models.load",
+    "measure_dictionary": "sae_tools.analysis.run_with_dictionary",
+    "measure_fidelity": "sae_tools.analysis.fidelity",
     "run_job": "sae_tools.training.run",
+    "run_with_dictionary": "sae_tools.analysis.run_with_dictionary",
     "save_dictionary": "sae_tools.dictionaries.formats.write",
+    "train": "sae_tools.training.in_memory",
     "write_store": "sae_tools.training.storing",
 }
 
