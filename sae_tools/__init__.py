@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.activations.store import Store as Store
     from sae_tools.activations.store_reader import StoreReader as StoreReader
+    from sae_tools.analysis.evaluation import evaluate_dictionaries as evaluate_dictionaries
     from sae_tools.analysis.fidelity import measure_fidelity as measure_fidelity
     from sae_tools.analysis.run_with_dictionary import DictionaryRun as DictionaryRun
     from sae_tools.analysis.run_with_dictionary import measure_dictionary as measure_dictionary
@@ -22,6 +23,7 @@ if TYPE_CHECKING:  # the same names, for editors and type checkers
     from sae_tools.config import JobConfig as JobConfig
     from sae_tools.config import LMConfig as LMConfig
     from sae_tools.config import RowsConfig as RowsConfig
+    from sae_tools.config_eval import EvalConfig as EvalConfig
     from sae_tools.config_loading import load_config as load_config
     from sae_tools.config_report import ReportConfig as ReportConfig
     from sae_tools.dictionaries import Dictionary as Dictionary
@@ -44,6 +46,7 @@ _HOME = {
     "Dictionary": "sae_tools.dictionaries",
     "DictionaryConfig": "sae_tools.config",
     "DictionaryRun": "sae_tools.analysis.run_with_dictionary",
+    "EvalConfig": "sae_tools.config_eval",
     "JobConfig": "sae_tools.config",
     "LMConfig": "sae_tools.config",
     "LanguageModel": "sae_tools.models.load",
@@ -57,6 +60,7 @@ _HOME = {
     "Trained": "sae_tools.training.in_memory",
     "UserError": "sae_tools.errors",
     "build_report": "sae_tools.report.build",
+    "evaluate_dictionaries": "sae_tools.analysis.evaluation",
     "load_config": "sae_tools.config_loading",
     "load_dictionary": "sae_tools.dictionaries.formats.read",
     "load_model": "sae_tools.models.load",

@@ -1,4 +1,4 @@
-"""The figures that have one definition are those of SAELens's `run_evals` (scripts/checks/run_evals.py does the work)."""
+"""Figures of one definition are those of SAELens's `run_evals` (scripts/checks/run_evals.py does the work)."""
 
 from __future__ import annotations
 
