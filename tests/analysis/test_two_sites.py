@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -65,7 +66,8 @@ def test_one_that_outputs_nothing_equals_zero_ablation_of_what_it_writes() -> No
 
 @torch.no_grad()
 def test_against_hugging_face_with_plain_hooks() -> None:
-    model, hf = tiny(), AutoModelForCausalLM.from_pretrained(tiny_model("gpt2")).eval()
+    model = tiny()
+    hf: Any = AutoModelForCausalLM.from_pretrained(tiny_model("gpt2")).eval()
     subject = tiny_transcoder(model, "mlp_in@1", "mlp_out@1", "resid_update", centre="mean")
     found = measure_fidelity(model, [subject], batches, ROWS, FidelityConfig())["transcoder"]
     tokens = torch.cat([part.tokens for part in batches()])
