@@ -12,7 +12,15 @@ from rich.table import Table
 
 from sae_tools.activations.harvest import Harvester
 from sae_tools.activations.store_reader import StoreReader
-from sae_tools.config import BatchTopKConfig, DictionaryConfig, JobConfig, JumpReLUConfig, ReLUConfig, TopKConfig
+from sae_tools.config import (
+    BatchTopKConfig,
+    DictionaryConfig,
+    GatedConfig,
+    JobConfig,
+    JumpReLUConfig,
+    ReLUConfig,
+    TopKConfig,
+)
 from sae_tools.memory import available_bytes, resident_bytes
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.parameters import memory_bytes, parameter_count
@@ -42,8 +50,8 @@ PROBE_ROWS = 1024
 LONG_STEP = 2.0
 """Seconds."""
 SPARSE_BIAS = -2.0
-"""b_enc of a timed ReLU or JumpReLU dictionary, with which 2 % of features fire on rows of unit variance: that is how
-it is for most of training, if not in the beginning."""
+"""b_enc of a timed ReLU, Gated or JumpReLU dictionary, with which 2 % of features fire on rows of unit variance: that is
+how it is for most of training, if not in the beginning."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +224,7 @@ def timed_step(
     x, y = (torch.randn(rows, site.width, generator=generator(0, "estimate", site.width)) for site in sites)
     target = None if cfg.writes is None else y
     dictionary = small_dictionary(cfg, x, features, target)
-    if isinstance(cfg.architecture, ReLUConfig | JumpReLUConfig):
+    if isinstance(cfg.architecture, ReLUConfig | GatedConfig | JumpReLUConfig):
         dictionary.b_enc.data.fill_(SPARSE_BIAS)
     site, zeros = sites.read, torch.zeros(sites.read.width)
     space = Space("resid", site, site.width, site.width, "none", 1.0, zeros, zeros).to(device)

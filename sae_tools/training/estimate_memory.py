@@ -28,6 +28,7 @@ from sae_tools.config import (
     BatchTopKConfig,
     DataConfig,
     DictionaryConfig,
+    GatedConfig,
     JobConfig,
     JumpReLUConfig,
     ReLUConfig,
@@ -140,10 +141,10 @@ def small_dictionary(cfg: DictionaryConfig, x: Tensor, d_sae: int, y: Tensor | N
     return build_dictionary(small, x.shape[1], generator(0, "estimate"), x, target=target)
 
 
-def dense_tensors(architecture: ReLUConfig | JumpReLUConfig) -> int:
+def dense_tensors(architecture: ReLUConfig | GatedConfig | JumpReLUConfig) -> int:
     """Tensors of size rows x d_sae at the peak of a step on all features."""
-    if isinstance(architecture, ReLUConfig):
-        return 4 if architecture.form == "unit-norm" else 5
+    if not isinstance(architecture, JumpReLUConfig):
+        return 4 + isinstance(architecture, GatedConfig) + (architecture.form == "decoder-norm")
     return 5 if architecture.penalty == "step" else 6
 
 

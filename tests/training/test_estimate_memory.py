@@ -41,10 +41,25 @@ TOPK = {"kind": "topk", "k": 16, "aux_k": 16, "dead_after_tokens": 10**9}
         ({**TOPK, "kind": "batchtopk"}, {}, False),
         ({"kind": "relu"}, {}, False),
         ({"kind": "relu", "form": "decoder-norm"}, {}, False),
+        ({"kind": "gated"}, {}, False),
+        ({"kind": "gated", "form": "decoder-norm"}, {}, False),
+        ({**TOPK, "kind": "matryoshka"}, {}, False),
         ({"kind": "jumprelu"}, {}, False),
         ({"kind": "jumprelu", "penalty": "quadratic", "target_l0": 16}, {}, False),
     ],
-    ids=["topk", "auxk", "bfloat16", "batchtopk", "relu", "relu-norm", "jumprelu", "jumprelu-quadratic"],
+    ids=[
+        "topk",
+        "auxk",
+        "bfloat16",
+        "batchtopk",
+        "relu",
+        "relu-norm",
+        "gated",
+        "gated-norm",
+        "matryoshka",
+        "jumprelu",
+        "jumprelu-quadratic",
+    ],
 )
 def test_a_step_takes_what_is_said(monkeypatch, entries: int, architecture: dict, training: dict, dead: bool):
     monkeypatch.setitem(select.MICRO_BATCH_ENTRIES, "cpu", entries)
