@@ -29,7 +29,7 @@ UNITS = {
 
 @app.command(epilog="Example: sae-report runs/quickstart tokens=50_000 -o features.html")
 def report(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, or the folder of an SAE in SAELens's format.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, or a dictionary in any format that is read.")],
     more: Annotated[
         list[str] | None,
         typer.Argument(metavar="PATH|KEY=VALUE", help="More of them; settings as key.path=value."),

@@ -17,6 +17,7 @@ from sae_tools.analysis.sources import Group, Source, open_sources
 from sae_tools.config import DataConfig, ModelConfig, RowsConfig
 from sae_tools.config_report import ReportConfig
 from sae_tools.dictionaries.formats.saelens import load_saelens
+from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import load_model
 from sae_tools.runs.tensors import load_tensors
@@ -375,3 +376,22 @@ def test_same_text() -> None:
     one = DataConfig(source="a")
     assert same_text(one) == same_text(DataConfig(source=["a"], shuffle_characters=5))
     assert same_text(one) != same_text(DataConfig(source="a", bos="none"))
+
+
+def test_dictionaries_in_any_format(tmp_path: Path) -> None:
+    """One folder of each, and a state dict's own path: the same features in one report."""
+    dictionary = load_saelens(saelens_folder(tmp_path / "saelens", dataset_path=None), fold_decoder_norm=True)[0]
+    said = {"model_name": str(tiny_model("gpt2")), "hook_name": "blocks.1.hook_resid_post", "context_size": 48}
+    write_dictionary(dictionary, tmp_path / "dl", "dictionary-learning", said)
+    paths = [tmp_path / "saelens", tmp_path / "dl", tmp_path / "dl" / "ae.pt"]
+    settings = CFG.model_copy(update={"data": DataConfig(source="python-stdlib")})
+    with pytest.raises(UserError, match="given twice"):
+        open_sources([paths[1], paths[1]], settings)
+    sources = all_sources(open_sources(paths, settings))
+    assert [source.metadata["format"] for source in sources] == ["saelens", *["dictionary-learning"] * 2]
+    for source in sources:
+        assert source.subject.site.name == "resid_post@1"
+        assert torch.allclose(source.subject.dictionary.W_dec, dictionary.W_dec, atol=1e-6)
+    with pytest.raises(UserError, match="in a format that is read .it has no cfg.json and no ae.pt"):
+        (tmp_path / "empty").mkdir()
+        find_origins([tmp_path / "empty"])

@@ -46,6 +46,8 @@ class Place(NamedTuple):
     norm_scaling_factor: float | None
     said: dict[str, Any]
     """Metadata."""
+    resid_post: bool = False
+    """Whether SAELens takes its releases of that format to be on the residual stream after the layer they name."""
 
 
 def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[Dictionary, dict[str, Any]]:
@@ -68,6 +70,9 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
         )
     else:
         dictionary, metadata = read_dictionary(folder, fold_decoder_norm=fold_decoder_norm)
+    if place.resid_post and "hook_name" not in metadata:
+        layer = metadata.get("trainer", {}).get("layer")
+        metadata |= {"hook_name": f"blocks.{layer}.hook_resid_post"} if type(layer) is int else {}
     about = {key: value for key, value in place.overrides.items() if key in saelens.METADATA}
     dictionary.metadata = {**metadata, **about, **place.said, "source": name}
     return dictionary, dict(dictionary.metadata)
@@ -120,6 +125,7 @@ def registered(rest: str) -> Place:
         found.get("config_overrides") or {},
         sae.get("norm_scaling_factor"),
         said,
+        resid_post=loader == "dictionary_learning_1",
     )
 
 

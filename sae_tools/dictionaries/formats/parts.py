@@ -122,13 +122,14 @@ def put_together(parts: Parts) -> Dictionary:
 def rescaled(parts: Parts, scaling: Float[Tensor, " d_sae"]) -> Parts:
     """Pre-activations times `scaling` (> 0), decoder rows divided by it; b_mag and thresholds of single features go
     along. That leaves the reconstruction as it is where `Kind.rescales`; elsewhere selection changes."""
+    scaling = scaling.to(parts.encoder.dtype)  # float64 copies of whole matrices would be large
     column = scaling.unsqueeze(1)
     return replace(
         parts,
-        encoder=(parts.encoder * column).to(parts.encoder.dtype),
-        b_enc=(parts.b_enc * scaling).to(parts.b_enc.dtype),
-        W_dec=(parts.W_dec / column).to(parts.W_dec.dtype),
-        features={name: (t * scaling).to(t.dtype) if name in SCALED else t for name, t in parts.features.items()},
+        encoder=parts.encoder * column,
+        b_enc=parts.b_enc * scaling,
+        W_dec=parts.W_dec / column,
+        features={name: t * scaling if name in SCALED else t for name, t in parts.features.items()},
     )
 
 

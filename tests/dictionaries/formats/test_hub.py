@@ -72,8 +72,12 @@ def test_by_release_and_id(the_hub: Path, tmp_path: Path) -> None:
 
 def test_a_release_of_dictionary_learning(the_hub: Path) -> None:
     dictionary = example("batchtopk", unit=True)
-    write_dictionary(dictionary, the_hub / "somebody" / "dl" / "trainer_0", "dictionary-learning", {})
-    same(load_dictionary("saelens:pythia/one"), dictionary)
+    folder = the_hub / "somebody" / "dl" / "trainer_0"
+    write_dictionary(dictionary, folder, "dictionary-learning", {"trainer": {"layer": 8}})
+    read = load_dictionary("saelens:pythia/one")
+    same(read, dictionary)
+    assert read.metadata["hook_name"] == "blocks.8.hook_resid_post"  # where SAELens takes such releases to be
+    assert "hook_name" not in load_dictionary("hub:somebody/dl/trainer_0").metadata
 
 
 def test_the_registrys_scale_of_inputs(the_hub: Path) -> None:
