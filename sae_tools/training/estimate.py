@@ -50,8 +50,8 @@ PROBE_ROWS = 1024
 LONG_STEP = 2.0
 """Seconds."""
 SPARSE_BIAS = -2.0
-"""b_enc of a timed ReLU, Gated or JumpReLU dictionary, with which 2 % of features fire on rows of unit variance: that is
-how it is for most of training, if not in the beginning."""
+"""b_enc of a timed ReLU, Gated or JumpReLU dictionary, with which 2 % of features fire on rows of unit variance: that
+is how it is for most of training, if not in the beginning."""
 
 
 @dataclass(frozen=True)
