@@ -216,7 +216,7 @@ def _own_settings(dictionary: Dictionary) -> dict[str, Any]:
     return {"kind": kind} | {name: getattr(dictionary, name) for name in KINDS[kind].settings if name in known}
 
 
-def _validated(form: Any, **values: Any) -> Any:
+def _validated(form: Any, /, **values: Any) -> Any:
     """UserError in a sentence for what pydantic refuses."""
     try:
         return TypeAdapter(form).validate_python(values)
