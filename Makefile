@@ -6,16 +6,20 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 # Two processes, one thread each: tests are many and small, and torch's own threads only get in each other's way.
 PYTEST_ARGS ?= -q -n 2 --dist loadfile
+# The second environment: what requirements.lock pins, but TransformerLens 4 and no SAELens (which wants TransformerLens 3).
+VENV4 := .venv-tl4
+READY4 := $(VENV4)/.ready
 
 export HF_HUB_DISABLE_TELEMETRY = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test bench lint format clean
+.PHONY: help setup quickstart test test-tl4 bench lint format clean
 
 help:
 	@echo "make setup       create .venv and install what requirements.lock pins"
 	@echo "make quickstart  train three small sparse autoencoders on the bundled model and make a report of their features"
 	@echo "make test        run the tests"
+	@echo "make test-tl4    run those that need no SAELens, with TransformerLens 4 and without SAELens, in .venv-tl4"
 	@echo "make bench       measure speed against other libraries into reports/benchmarks: ten minutes on a quiet machine"
 	@echo "make lint        ruff (rules and format) and pyright"
 	@echo "make format      let ruff rewrite the code"
@@ -38,6 +42,17 @@ quickstart: $(READY)
 test: $(READY)
 	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+$(READY4): requirements.lock pyproject.toml
+	@test -x $(VENV4)/bin/python || $(PYTHON) -m venv $(VENV4)
+	@grep -v -i -E '^(sae|transformer)[-_]lens==' requirements.lock > $(VENV4)/requirements.txt
+	$(VENV4)/bin/python -m pip install --requirement $(VENV4)/requirements.txt
+	$(VENV4)/bin/python -m pip install --no-deps transformer_lens==4.3.0
+	$(VENV4)/bin/python -m pip install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+test-tl4: $(READY4)
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(VENV4)/bin/python -m pytest $(PYTEST_ARGS)
+
 bench: $(READY)
 	$(BIN)/python scripts/bench/step.py --repeats 7 --save
 	$(BIN)/python scripts/bench/end_to_end.py --tokens 229376 --save
@@ -54,4 +69,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-peers build *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV4) .venv-peers build *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -10,7 +10,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from scipy import stats
-from tasks import CHOSEN, LEARNING_RATES, PENALISED, SEEDS, SIDES, TARGETS, Task, settings
+from tasks import CHOSEN, LEARNING_RATES, PENALISED, SEEDS, SIDES, TARGETS, Task, settings, to_choose_a_rate
 
 from sae_tools.training.start import versions
 
@@ -34,10 +34,13 @@ def brackets(runs: list[dict[str, Any]], target: float) -> bool:
 
 
 def best_rate(architecture: str, runs: list[dict[str, Any]]) -> float:
-    """The learning rate of the lowest mean log FVU over the three L0s, at the first seed."""
+    """The learning rate of the lowest FVU at k = 32, or where L0 is no setting of the lowest mean log FVU over the three
+    L0s."""
 
     def score(lr: float) -> float:
         of_lr = [run for run in runs if run["lr"] == lr]
+        if architecture in CHOSEN:
+            return of_lr[0]["fvu"]
         return mean(math.log(at_l0(of_lr, target)) for target in TARGETS)
 
     return min(LEARNING_RATES, key=score)
@@ -48,11 +51,10 @@ def compare(have: dict[str, dict[str, Any]], architecture: str) -> list[dict[str
     curves: dict[str, list[list[dict[str, Any]]]] = {}
     rates = {}
     for side in SIDES:
-        of = [run for run in have.values() if (run["architecture"], run["side"]) == (architecture, side)]
-        first = [run for run in of if run["seed"] == SEEDS[0]]
-        if len(first) < len(LEARNING_RATES) * len(settings(architecture)):
+        first = [task.key for task in to_choose_a_rate(architecture, side)]
+        if any(key not in have for key in first):
             return None
-        rates[side] = lr = best_rate(architecture, first)
+        rates[side] = lr = best_rate(architecture, [have[key] for key in first])
         keys = [[Task(architecture, side, lr, s, seed).key for s in settings(architecture)] for seed in SEEDS]
         if any(key not in have for of_seed in keys for key in of_seed):
             return None

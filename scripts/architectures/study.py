@@ -2,8 +2,7 @@
 
     python scripts/architectures/study.py [--workers 2] [--only relu,topk] [--dry-run]
 
-For each architecture and side: every learning rate at seed 0, then the best one (lowest mean log FVU at the three L0s)
-at two more seeds. A run that was done is kept in runs/architectures/results.jsonl and not done again, so the study can
+For each architecture and side: every learning rate at seed 0, then the best one at all settings and three seeds. A run that was done is kept in runs/architectures/results.jsonl and not done again, so the study can
 be stopped and continued; workers share what remains. At the end reports/architectures is written. SAELens comes with
 the development environment (make setup).
 """

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SIDES = ("sae_tools", "saelens")
-LEARNING_RATES = (3e-4, 1e-3, 3e-3)
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
 SEEDS = (0, 1, 2)
 TARGETS = (16, 32, 64)
 """Features per row at which reconstructions are compared."""
@@ -16,7 +16,7 @@ PENALISED = ("relu", "gated", "jumprelu")
 COEFFICIENTS = {
     "relu": (1.2, 2.4, 4.8),
     "gated": (2.0, 4.5, 10.0),
-    "jumprelu": (0.3, 1.0, 3.0, 10.0),
+    "jumprelu": (0.5, 2.0, 8.0),
 }
 """Chosen beforehand, from runs of 600 steps at another seed, so that L0 spans some 15 to 70 on both sides."""
 
@@ -39,13 +39,15 @@ def settings(architecture: str) -> tuple[float, ...]:
 
 
 def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
-    """Every learning rate and setting at the first seed."""
-    for lr in LEARNING_RATES:
-        for setting in settings(architecture):
+    """Every learning rate at the first seed: where k is a setting at the middle one, else at all coefficients, as L0
+    depends on the learning rate then."""
+    middle = (float(TARGETS[1]),) if architecture in CHOSEN else settings(architecture)
+    for setting in middle:
+        for lr in LEARNING_RATES:
             yield Task(architecture, side, lr, setting, SEEDS[0])
 
 
 def at_the_best_rate(architecture: str, side: str, lr: float) -> Iterator[Task]:
-    for seed in SEEDS[1:]:
+    for seed in SEEDS:
         for setting in settings(architecture):
             yield Task(architecture, side, lr, setting, seed)
