@@ -34,8 +34,8 @@ def brackets(runs: list[dict[str, Any]], target: float) -> bool:
 
 
 def best_rate(architecture: str, runs: list[dict[str, Any]]) -> float:
-    """The learning rate of the lowest FVU at k = 32, or where L0 is no setting of the lowest mean log FVU over the three
-    L0s."""
+    """The learning rate of the lowest FVU at k = 32, or, where L0 is no setting, of the lowest mean log FVU over the
+    three L0s."""
 
     def score(lr: float) -> float:
         of_lr = [run for run in runs if run["lr"] == lr]

@@ -2,9 +2,9 @@
 
     python scripts/architectures/study.py [--workers 2] [--only relu,topk] [--dry-run]
 
-For each architecture and side: every learning rate at seed 0, then the best one at all settings and three seeds. A run that was done is kept in runs/architectures/results.jsonl and not done again, so the study can
-be stopped and continued; workers share what remains. At the end reports/architectures is written. SAELens comes with
-the development environment (make setup).
+For each architecture and side: every learning rate at seed 0, then the best one at all settings and three seeds. A run
+that was done is kept in runs/architectures/ and not done again, so the study can be stopped and continued; workers
+share what remains. At the end reports/architectures is written. SAELens comes with the development environment.
 """
 
 from __future__ import annotations
