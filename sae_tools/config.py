@@ -125,6 +125,9 @@ class DictionaryConfig(Section):
     architecture: ArchitectureConfig = TopKConfig()
     d_sae: int = Field(default=2048, ge=1)
     """Number of features."""
+    match_l0: float | None = Field(default=None, gt=0)
+    """Features that should fire per token: the sparsity coefficient (l1 of relu and gated, l0_coefficient of jumprelu)
+    is searched while the dictionary trains, from its setting on; null: it stays what it is."""
     init_from: str | None = None
     """A file or folder of an SAE in any format that is read, of this site and size, whose weights training starts from
     (fine-tuning); settings and space are still these. null: fresh weights."""
@@ -154,6 +157,24 @@ class DictionaryConfig(Section):
             wanted = getattr(self.architecture, key, None)
             if wanted is not None and wanted > self.d_sae:
                 raise ValueError(f"architecture.{key} is {wanted:g}, more than its d_sae of {self.d_sae} features")
+        return self
+
+    @model_validator(mode="after")
+    def _coefficient_can_be_searched(self) -> DictionaryConfig:
+        architecture, wanted = self.architecture, self.match_l0
+        if wanted is None:
+            return self
+        if architecture.coefficient_key is None:
+            raise ValueError(
+                f"match_l0 searches a sparsity coefficient, which {architecture.kind} has none of; there k says "
+                "how many features fire"
+            )
+        if getattr(architecture, "penalty", "step") != "step":
+            raise ValueError("match_l0 is for architecture.penalty step; quadratic has architecture.target_l0")
+        if wanted > self.d_sae:
+            raise ValueError(f"match_l0 is {wanted:g}, more than its d_sae of {self.d_sae} features")
+        if architecture.full_coefficient == 0:
+            raise ValueError(f"match_l0 starts from architecture.{architecture.coefficient_key}, which must be above 0")
         return self
 
     @model_validator(mode="after")

@@ -18,10 +18,22 @@ class Architecture(Section):
 
     coefficient_key: ClassVar[str | None] = None
     """The setting that is the coefficient of the sparsity penalty; None where there is no penalty."""
+    ramp_key: ClassVar[str | None] = None
+    """The setting that says over how many steps it rises from 0."""
+
+    @property
+    def full_coefficient(self) -> float:
+        """Of the sparsity penalty, once it has risen."""
+        return 0.0 if self.coefficient_key is None else getattr(self, self.coefficient_key)
+
+    def ramp(self, step: int) -> float:
+        """The share of it that holds for the update that follows `step` completed ones."""
+        steps = 0 if self.ramp_key is None else getattr(self, self.ramp_key)
+        return 1.0 if steps == 0 else min(1.0, step / steps)
 
     def coefficient(self, step: int) -> float:
         """Of the sparsity penalty, for the update that follows `step` completed ones."""
-        return 0.0
+        return self.full_coefficient * self.ramp(step)
 
     @property
     def aux_after_tokens(self) -> int | None:
@@ -35,11 +47,6 @@ class Architecture(Section):
     def resamples_after(self, step: int) -> bool:
         """Whether dead features start again once `step` steps are completed."""
         return False
-
-
-def ramp(step: int, steps: int) -> float:
-    """From 0 at step 0 linearly to 1 at `steps`, and 1 from there."""
-    return 1.0 if steps == 0 else min(1.0, step / steps)
 
 
 class TopKConfig(Architecture):
@@ -127,9 +134,7 @@ class ReLUConfig(Architecture):
     resample_inputs: int = Field(default=819_200, ge=1, le=2**24)
     """Rows whose loss decides which inputs the resampled features start from."""
     coefficient_key: ClassVar = "l1"
-
-    def coefficient(self, step: int) -> float:
-        return self.l1 * ramp(step, self.l1_warmup_steps)
+    ramp_key: ClassVar = "l1_warmup_steps"
 
     def dead_window(self, batch_size: int) -> int:
         return self.resample_dead_steps * batch_size
@@ -154,9 +159,7 @@ class GatedConfig(Architecture):
     dead_after_tokens: int = Field(default=1_000_000, ge=1)
     """A feature that fired on none of this many tokens counts as dead in the metrics."""
     coefficient_key: ClassVar = "l1"
-
-    def coefficient(self, step: int) -> float:
-        return self.l1 * ramp(step, self.l1_warmup_steps)
+    ramp_key: ClassVar = "l1_warmup_steps"
 
     def dead_window(self, batch_size: int) -> int:
         return self.dead_after_tokens
@@ -185,9 +188,7 @@ class JumpReLUConfig(Architecture):
     dead_after_tokens: int = Field(default=1_000_000, ge=1)
     """A feature that fired on none of this many tokens counts as dead in the metrics."""
     coefficient_key: ClassVar = "l0_coefficient"
-
-    def coefficient(self, step: int) -> float:
-        return self.l0_coefficient * ramp(step, self.l0_warmup_steps)
+    ramp_key: ClassVar = "l0_warmup_steps"
 
     def dead_window(self, batch_size: int) -> int:
         return self.dead_after_tokens

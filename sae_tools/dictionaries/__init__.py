@@ -5,7 +5,7 @@ architectures with their losses, `build.py` how one starts, `decoder.py` the uni
 gradients that touch active features only, and `formats/` what others' programs read and write.
 """
 
-from sae_tools.dictionaries.base import Codes, Dictionary, Pull, StepOutput
+from sae_tools.dictionaries.base import Codes, Coefficient, Dictionary, Pull, StepOutput
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
 from sae_tools.dictionaries.build import build_dictionary
 from sae_tools.dictionaries.decoder import normalise_decoder_, remove_parallel_gradient_
@@ -19,6 +19,7 @@ from sae_tools.dictionaries.topk import TopKDictionary
 __all__ = [
     "BatchTopKDictionary",
     "Codes",
+    "Coefficient",
     "Dictionary",
     "GatedDictionary",
     "JumpReLUDictionary",

@@ -22,6 +22,9 @@ from sae_tools.dictionaries.sparse import (
     squared_norm,
 )
 
+Coefficient = float | Float[Tensor, ""]
+"""Of a sparsity penalty; one that is searched stays on the device."""
+
 
 class Codes(NamedTuple):
     """Feature activations, k for each row; entries whose value is 0 do not fire, whatever their index."""
@@ -38,7 +41,8 @@ class StepOutput(NamedTuple):
     """The objective, averaged over rows; differentiable in every parameter."""
     terms: dict[str, Float[Tensor, ""]]
     """Its parts, detached: `squared_error` (summed over dimensions, mean over rows), `l0` (features that fired per
-    row), and per architecture `aux`, `l1` or `l0_penalty`, without their coefficient, and `smallest_active`."""
+    row), and per architecture `aux`, `l1` or `l0_penalty`, without their coefficient, `gate_error` and
+    `smallest_active`."""
     fired: Int[Tensor, " d_sae"]
     """On how many of the rows each feature was > 0, int64."""
 
@@ -171,7 +175,7 @@ class Dictionary(nn.Module, ABC):
         """Which features the objective has to look at on what the encoder multiplies; None: at all of them."""
 
     @abstractmethod
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         """The training objective in terms of the pre-activations z on a support.
 
         y: what the active features' decoder rows have to add up to, differentiable in b_dec and W_skip.
@@ -183,7 +187,7 @@ class Dictionary(nn.Module, ABC):
         *,
         target: Float[Tensor, "rows d_out"] | None = None,
         dead: Bool[Tensor, " d_sae"] | None = None,
-        l1: float = 0.0,
+        l1: Coefficient = 0.0,
         pull: Float[Tensor, "rows d_out"] | Pull | None = None,
     ) -> StepOutput:
         """The training objective on the rows `x`: a pure function of parameters and arguments.
@@ -225,7 +229,7 @@ class Dictionary(nn.Module, ABC):
     def _losses_on_all(
         self,
         x: Float[Tensor, "rows d_in"],
-        l1: float,
+        l1: Coefficient,
         target: Float[Tensor, "rows d_out"] | None = None,
         pull: Float[Tensor, "rows d_out"] | Pull | None = None,
     ) -> StepOutput:
@@ -272,7 +276,7 @@ class Dictionary(nn.Module, ABC):
         x: Float[Tensor, "rows d_in"],
         *,
         target: Float[Tensor, "rows d_out"] | None = None,
-        l1: float = 0.0,
+        l1: Coefficient = 0.0,
     ) -> Float[Tensor, " rows"]:
         """The objective of each row alone (auxiliary loss left out), without gradients."""
         f = self.encode(x)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_tools.dictionaries.base import Dictionary, Objective, Selected
+from sae_tools.dictionaries.base import Coefficient, Dictionary, Objective, Selected
 from sae_tools.dictionaries.sparse import Support, select_largest, squared_norm
 from sae_tools.dictionaries.topk import checked_aux_k
 
@@ -56,7 +56,7 @@ class BatchTopKDictionary(Dictionary):
         count = self.k * len(centred)
         return Selected(*select_largest(centred, self.encoder, self.b_enc, count, dead=dead, aux_k=self.aux_k))
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         f = z.relu()
         error = y - on.decode(f, self.W_dec)
         return Objective(f, error, squared_norm(error), {}, {"smallest_active": smallest_positive(f.detach())})

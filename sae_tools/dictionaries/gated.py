@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_tools.dictionaries.base import Dictionary, Objective, Selected
+from sae_tools.dictionaries.base import Coefficient, Dictionary, Objective, Selected
 from sae_tools.dictionaries.relu import DENSE_ABOVE
 from sae_tools.dictionaries.sparse import Support, select_above
 
@@ -56,7 +56,7 @@ class GatedDictionary(Dictionary):
         active = select_above(centred, self.encoder, self.b_enc, torch.zeros_like(self.b_enc), DENSE_ABOVE)
         return None if active is None else Selected(active, None)
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         scale = self.r_mag.exp()
         shift = on.per_feature(self.b_mag - self.b_enc * scale)
         f = torch.where(z > 0, z * on.per_feature(scale) + shift, 0.0).relu()
@@ -74,7 +74,7 @@ class GatedDictionary(Dictionary):
         x: Float[Tensor, "rows d_in"],
         *,
         target: Float[Tensor, "rows d_out"] | None = None,
-        l1: float = 0.0,
+        l1: Coefficient = 0.0,
     ) -> Float[Tensor, " rows"]:
         target = x if target is None else target
         gate = self.pre_activations(x).relu()

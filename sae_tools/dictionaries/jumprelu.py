@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_tools.dictionaries.base import Dictionary, Objective, Selected
+from sae_tools.dictionaries.base import Coefficient, Dictionary, Objective, Selected
 from sae_tools.dictionaries.relu import DENSE_ABOVE
 from sae_tools.dictionaries.sparse import Support, select_above, squared_norm
 from sae_tools.errors import UserError
@@ -67,7 +67,7 @@ class JumpReLUDictionary(Dictionary):
         active = select_above(centred, self.encoder, self.b_enc, nearest, DENSE_ABOVE)
         return None if active is None else Selected(active, None)
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         f, fires = _JumpReLU.apply(z, on.per_feature(self.threshold), self.bandwidth)
         error = y - on.decode(f, self.W_dec)
         penalty = self._penalty(fires, on)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_tools.dictionaries.base import Objective
+from sae_tools.dictionaries.base import Coefficient, Objective
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary, smallest_positive
 from sae_tools.dictionaries.sparse import Support
 from sae_tools.errors import UserError
@@ -33,7 +33,7 @@ class MatryoshkaDictionary(BatchTopKDictionary):
         super().__init__(encoder, b_enc, W_dec, b_dec, **settings)
         self.widths = checked_widths(widths, self.d_sae)
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         f = z.relu()
         error, loss = y, y.new_zeros(())
         for part in on.decode_groups(f, self.W_dec, self.widths):
@@ -47,7 +47,7 @@ class MatryoshkaDictionary(BatchTopKDictionary):
         x: Float[Tensor, "rows d_in"],
         *,
         target: Float[Tensor, "rows d_out"] | None = None,
-        l1: float = 0.0,
+        l1: Coefficient = 0.0,
     ) -> Float[Tensor, " rows"]:
         f = self.encode(x)
         error = (x if target is None else target) - self.decode(torch.zeros_like(f), x)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_tools.dictionaries.base import Dictionary, Objective, Selected
+from sae_tools.dictionaries.base import Coefficient, Dictionary, Objective, Selected
 from sae_tools.dictionaries.sparse import Support, select_above, squared_norm
 
 DENSE_ABOVE = 0.1
@@ -48,7 +48,7 @@ class ReLUDictionary(Dictionary):
         active = select_above(centred, self.encoder, self.b_enc, torch.zeros_like(self.b_enc), DENSE_ABOVE)
         return None if active is None else Selected(active, None)
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         f = z.relu()
         error = y - on.decode(f, self.W_dec)
         weighted = f if self.form == "unit-norm" else f * on.per_feature(self.W_dec.norm(dim=-1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from sae_tools.dictionaries.base import Codes, Dictionary, Objective, Selected
+from sae_tools.dictionaries.base import Codes, Coefficient, Dictionary, Objective, Selected
 from sae_tools.dictionaries.sparse import Support, select_top_k, squared_norm
 from sae_tools.errors import UserError
 
@@ -64,7 +64,7 @@ class TopKDictionary(Dictionary):
         )
         return Selected(active, candidates)
 
-    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: float) -> Objective:
+    def objective(self, z: Tensor, on: Support, y: Float[Tensor, "rows d_out"], l1: Coefficient) -> Objective:
         f = z.relu()
         error = y - on.decode(f, self.W_dec)
         return Objective(f, error, squared_norm(error), {})

@@ -38,7 +38,8 @@ def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
 
 def export_metadata(job: Job, trainee: Trainee) -> dict[str, Any]:
     """What goes into cfg.json's `metadata` beside what the space and the dictionary know themselves."""
-    data = job.cfg.data
+    data, search = job.cfg.data, trainee.search
+    searched = {} if search is None else {"match_l0": search.target, "coefficient": search.coefficient().item()}
     return {
         "model_name": job.model.name,
         "context_size": data.context_length,
@@ -49,4 +50,5 @@ def export_metadata(job: Job, trainee: Trainee) -> dict[str, Any]:
         "dictionary": trainee.name,
         "skip_positions": job.cfg.rows.skip_positions,
         "skip_special": job.cfg.rows.skip_special,
+        **searched,
     }

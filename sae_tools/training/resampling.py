@@ -31,7 +31,7 @@ def resample_dead_features(job: Job, trainee: Trainee) -> None:
     count = int(dead.sum())
     if count == 0:
         return
-    l1 = architecture.coefficient(job.step)
+    l1 = trainee.coefficient(job.step)
     losses, lengths = [], []
     for x, y in subset(job, trainee):
         for part, target in zip(*(v.split(max(1, ENTRIES // len(dead))) for v in (x, y)), strict=True):

@@ -120,6 +120,10 @@ def evaluate(job: Job, console: Console, should_stop: Callable[[], bool]) -> dic
         entry["training_tokens"] = job.tokens
         entry["text_passes"] = records[-1]["data"]["epoch"] + 1
         entry["tokens_per_s"] = tokens_per_second(records)
+    for trainee in job.trainees:
+        if trainee.search is not None:
+            key = f"{trainee.name}'s {trainee.cfg.architecture.coefficient_key}"
+            fidelity[trainee.name]["match_l0"] = trainee.search.verdict(fidelity[trainee.name]["l0"], key)
     job.run.analysis.mkdir(exist_ok=True)
     atomic.write_text(
         job.run.analysis / "fidelity.json", json.dumps(finite_or_null(fidelity), indent=1, allow_nan=False) + "\n"
@@ -138,6 +142,9 @@ def report(run: RunDirectory, fidelity: dict, cfg: JobConfig, console: Console) 
     for table in fidelity_tables(fidelity):
         console.print(table)
     console.print(LEGEND.format(ultra=cfg.fidelity.ultra_rare_below, dense=cfg.fidelity.dense_above))
+    for entry in fidelity.values():
+        if "match_l0" in entry:
+            console.print(entry["match_l0"]["said"])
     console.print(f"Run: {run.path}")
     for name, entry in fidelity.items():
         console.print(f"  {name}: {run.checkpoint(name, entry['training_tokens'])}")

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_tools.dictionaries import Dictionary, Pull, remove_parallel_gradient_
+from sae_tools.dictionaries import Coefficient, Dictionary, Pull, remove_parallel_gradient_
 
 
 class Step(NamedTuple):
@@ -37,14 +37,14 @@ def training_step(
     *,
     target: Float[Tensor, "rows d_out"] | None = None,
     dead: Bool[Tensor, " d_sae"] | None = None,
-    l1: float = 0.0,
+    l1: Coefficient = 0.0,
     pull: Pull | None = None,
 ) -> Step:
     """Loss, gradients and firing counts of `dictionary` on the rows `x` (in the dictionary's space).
 
     target: what is to be reconstructed, in the space that a two-site dictionary writes; None: x.
     dead: features that count as dead (for AuxK), or None to leave the auxiliary loss out.
-    l1: the coefficient of the L1 penalty at this step.
+    l1: the coefficient of the sparsity penalty at this step.
     pull: the gradient of a loss that is measured elsewhere, not part of the value.
     Reads the parameters and changes nothing.
     """

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from sae_tools.config import DictionaryConfig, TrainingConfig
 from sae_tools.device import selection_precision
-from sae_tools.dictionaries import Dictionary, normalise_decoder_
+from sae_tools.dictionaries import Coefficient, Dictionary, normalise_decoder_
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.spaces import Space
 from sae_tools.tracking.density import DensityCounter
+from sae_tools.training.coefficient import CoefficientSearch
 from sae_tools.training.schedule import learning_rate_factor
 from sae_tools.training.step import Step, clip_divisor, training_step
 from sae_tools.training.through_model import RunContexts, penalty_factor
@@ -52,6 +53,10 @@ class Trainee:
         self.optimiser = torch.optim.Adam(
             dictionary.parameters(), lr=self.base_lr, betas=training.adam_betas, eps=training.adam_eps, fused=True
         )
+        self.search = None
+        if cfg.match_l0 is not None:
+            start = cfg.architecture.full_coefficient
+            self.search = CoefficientSearch(cfg.match_l0, start, dictionary.b_dec.device)
         self.density = DensityCounter(cfg.d_sae, device=dictionary.b_dec.device)
         self.sums: dict[str, Tensor] = {}
         """Sums over the steps since the last line of metrics, on the device."""
@@ -73,6 +78,11 @@ class Trainee:
         """What is to be reconstructed; None: the rows in its space themselves."""
         return None if self.target_space is None else self.target_space.read(rows)
 
+    def coefficient(self, step: int) -> Coefficient:
+        """Of the sparsity penalty, for the update that follows `step` completed ones."""
+        architecture, search = self.cfg.architecture, self.search
+        return architecture.coefficient(step) if search is None else search.coefficient() * architecture.ramp(step)
+
     def propose(
         self,
         x: Float[Tensor, "rows d_in"],
@@ -87,7 +97,7 @@ class Trainee:
         dead, tokens, after = None, step * self.training.batch_size, self.cfg.architecture.aux_after_tokens
         if after is not None and tokens >= after:
             dead = self.density.dead(tokens, after)
-        l1 = self.cfg.architecture.coefficient(step)
+        l1 = self.coefficient(step)
         if contexts is None:
             return training_step(self.dictionary, x, target=target, dead=dead, l1=l1)
         splice = contexts.splice(self.written.site, self.written, x if target is None else target)
@@ -116,10 +126,15 @@ class Trainee:
         if self.dictionary.unit_decoder:
             normalise_decoder_(self.dictionary, frozen)
         self.dictionary.after_step_(proposal.terms, frozen)
+        more: dict[str, Tensor] = {}
+        if self.search is not None:
+            more["coefficient"] = self.search.coefficient()
+            factor, ramp = learning_rate_factor(step, steps, self.training), self.cfg.architecture.ramp(step)
+            self.search.see(proposal.terms["l0"], steps, factor, ramp, frozen)
         live = (1 - frozen).long()
         self.density.update(proposal.fired * live, n_rows * live)
-        steps_counted = torch.ones_like(proposal.loss)
-        terms = {"steps": steps_counted, "loss": proposal.loss, "gradient_norm": proposal.norm, **proposal.terms}
+        terms = {"steps": torch.ones_like(proposal.loss), "loss": proposal.loss, "gradient_norm": proposal.norm}
+        terms |= {**proposal.terms, **more}
         for name, value in terms.items():
             counted = torch.where(frozen > 0, torch.zeros_like(value), value)
             self.sums[name] = self.sums[name] + counted if name in self.sums else counted
@@ -149,6 +164,8 @@ class Trainee:
         state |= {f"density.{name}": value for name, value in self.density.state().items()}
         state |= {f"sums.{name}": value for name, value in self.sums.items()}
         state["variance"] = self.variance
+        if self.search is not None:
+            state["search.numbers"] = self.search.numbers
         return {name: value.contiguous() for name, value in state.items()}
 
     @torch.no_grad()
@@ -170,3 +187,5 @@ class Trainee:
         device = self.dictionary.b_dec.device
         self.sums = {k.removeprefix("sums."): v.to(device) for k, v in state.items() if k.startswith("sums.")}
         self.variance = state["variance"].to(device)
+        if self.search is not None:
+            self.search.numbers = state["search.numbers"].to(device).clone()

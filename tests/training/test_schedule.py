@@ -1,8 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sae_tools.config import TrainingConfig
-from sae_tools.config_architectures import ramp
+from sae_tools.config import ReLUConfig, TrainingConfig
 from sae_tools.training.schedule import evenly_spaced, learning_rate_factor, total_steps
 
 
@@ -26,8 +25,9 @@ def test_without_warmup_and_decay_the_rate_is_constant():
 
 
 def test_l1_warms_up_linearly():
-    assert [ramp(step, 4) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
-    assert ramp(0, 0) == 1
+    warmed = ReLUConfig(l1=0.5, l1_warmup_steps=4)
+    assert [warmed.coefficient(step) for step in range(6)] == [0, 0.125, 0.25, 0.375, 0.5, 0.5]
+    assert ReLUConfig(l1=0.5).coefficient(0) == 0.5
 
 
 @given(count=st.integers(1, 50), steps=st.integers(1, 500))

@@ -1,0 +1,87 @@
+"""The sparsity coefficient that makes a dictionary use so many features per token, found while it trains.
+
+A controller moves the coefficient's logarithm after every step by
+
+    I · clamp(e + T de/dt),    e = log(smoothed L0 of the batches / L0 asked for).
+
+It asks what e will be T steps from now, and so lets e go to 0 as exp(-t / T). That matters because features that have
+been driven out come back late or never, above all JumpReLU's, whose thresholds fall much more slowly than they rise:
+from the hundreds of active features that every dictionary starts with, L0 has to come down to what is asked for, and
+not through it. T and 1 / I are shares of the run. I is proportional to the learning rate too, as is the speed at which
+a dictionary can follow, so that the coefficient settles while the learning rate falls to 0.
+
+Nothing is synchronised with an accelerator.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+AHEAD, LEAST_AHEAD = 0.1, 50
+"""T, in steps: this share of the run, and at least so many."""
+SLOWNESS, LEAST_SLOWNESS = 0.04, 20
+"""1 / I, likewise."""
+SMOOTHED = 20
+"""Steps over which L0 is averaged: with 1,024 rows a batch's is off by 1 to 2 %."""
+LARGEST = 1.0
+"""Of what is added, before it is multiplied by I."""
+REACH = 1e4
+"""The coefficient stays within this factor of where it started."""
+TOLERANCE = 0.05
+"""The held-out L0 may be off by this share."""
+
+
+class CoefficientSearch:
+    """What is known of the coefficient, as numbers on the device: log_coefficient, log_l0 (smoothed) and, of the step
+    before, error. `seen` is 0 before the first step."""
+
+    def __init__(self, target: float, start: float, device: torch.device | str = "cpu"):
+        """target: features per token. start: the coefficient, above 0."""
+        self.target = target
+        self.start = start
+        self.numbers = torch.tensor([math.log(start), 0.0, 0.0, 0.0], device=device)
+
+    def coefficient(self) -> Float[Tensor, ""]:
+        return self.numbers[0].exp()
+
+    def see(self, l0: Float[Tensor, ""], steps: int, lr_factor: float, ramp: float, frozen: Float[Tensor, ""]) -> None:
+        """Take note of a step's L0 and move the coefficient; nothing where `frozen` is 1.
+
+        steps: of the whole run. lr_factor: of the learning rate, between 0 and 1. ramp: of the coefficient, which is
+        left alone until it is 1.
+        """
+        log_c, smoothed, before, seen = self.numbers.unbind()
+        now = l0.float().clamp_min(1e-3).log()
+        smoothed = torch.where(seen > 0, smoothed + (now - smoothed) / SMOOTHED, now)
+        error = smoothed - math.log(self.target)
+        expected = error + max(LEAST_AHEAD, AHEAD * steps) * (error - before)
+        change = lr_factor / max(LEAST_SLOWNESS, SLOWNESS * steps) * expected.clamp(-LARGEST, LARGEST)
+        middle, reach = math.log(self.start), math.log(REACH)
+        if ramp == 1.0:
+            log_c = torch.where(seen > 0, log_c + change, log_c).clamp(middle - reach, middle + reach)
+        moved = torch.stack([log_c, smoothed, error, torch.ones_like(seen)])
+        self.numbers = torch.where(frozen > 0, self.numbers, moved)
+
+    def at_bound(self) -> int:
+        """-1 and 1 where the coefficient is as small or large as it may become, else 0; waits for the device."""
+        off = float(self.numbers[0]) - math.log(self.start)
+        return 0 if abs(off) < math.log(REACH) * 0.999 else int(math.copysign(1, off))
+
+    def verdict(self, heldout_l0: float, key: str) -> dict[str, float | bool | str]:
+        """What came of it: what was asked for, the coefficient (of the setting `key`), the L0 on held-out tokens,
+        whether that is within `TOLERANCE`, and all of it as a sentence."""
+        off = heldout_l0 / self.target - 1
+        met, coefficient = abs(off) <= TOLERANCE, self.coefficient().item()
+        said = f"L0 {heldout_l0:.4g} on held-out tokens with {key} at {coefficient:.4g}, {self.target:g} asked for"
+        if not met:
+            why = {
+                -1: f"{key} has reached the smallest value searched, and the dictionary cannot use more features",
+                1: f"{key} has reached the largest value searched",
+                0: "it had not settled by the end: more steps, or another start, would help",
+            }[self.at_bound()]
+            said = f"match_l0 was not met within {TOLERANCE:.0%}: {said} ({why})"
+        return {"target": self.target, "coefficient": coefficient, "l0": heldout_l0, "met": met, "said": said + "."}
