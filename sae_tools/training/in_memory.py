@@ -65,7 +65,7 @@ def train(
     tokens: int | None = None,
     batch_size: int = 2048,
     lr: float = 3e-4,
-    warmup_steps: int = 100,
+    warmup_steps: int | None = None,
     decay_fraction: float = 0.2,
     clip_norm: float | None = 1.0,
     seed: int = 0,
@@ -94,7 +94,8 @@ def train(
         rows (`Rebatched`). A tensor is shuffled anew in every pass. An iterable is taken in its own order: shuffle it,
         since neighbouring tokens are alike.
     tokens: rows to train on, rounded up to whole batches; None: all of a tensor once.
-    lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration.
+    lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration; warmup_steps None: a tenth of the
+        steps, at most 100.
     rescale: train on rows divided by one number, estimated on the first `estimate_rows` of them (targets by one of
         their own), so that the mean squared norm is the dimension; learning rates and sparsity coefficients then mean
         the same for any rows, as in a job. It is folded into the dictionary at the end.
@@ -115,7 +116,7 @@ def train(
         tokens=tokens,
         batch_size=batch_size,
         lr=lr,
-        warmup_steps=warmup_steps,
+        warmup_steps=min(100, tokens // batch_size // 10) if warmup_steps is None else warmup_steps,
         decay_fraction=decay_fraction,
         clip_norm=clip_norm,
         estimate_rows=estimate_rows,

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_tools.config import DictionaryConfig, KLConfig, RowsConfig, SpaceConfig, TrainingConfig
+from sae_tools.config import DictionaryConfig, KLConfig, RowsConfig, SpaceConfig, TrainingConfig, WritesConfig
 from sae_tools.dictionaries import build_dictionary
+from sae_tools.dictionaries.build import Target
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.sites import resolve_site
 from sae_tools.rows import Contexts, Rows
@@ -60,6 +61,12 @@ CASES = {
     "logits, token": ("gpt2", settings(TOPK, "mlp_out@2", "logit_update", ln="token", rotation=3)),
     "whole batch": ("neox-parallel", settings(BATCHTOPK, "attn_out@1", "resid_update")),
     "stream, ReLU": ("gpt2", settings(RELU, "resid_mid@1", "resid")),
+    "two sites": (
+        "gpt2",
+        settings(TOPK, "mlp_in@1", "resid").model_copy(
+            update={"writes": WritesConfig(site="mlp_out@1", space=SpaceConfig(kind="logit_update")), "skip": True}
+        ),
+    ),
 }
 
 
@@ -68,15 +75,21 @@ def set_up(case: str) -> tuple[LanguageModel, Trainee, RunContexts, Rows]:
     kind, cfg = CASES[case]
     model = double_model(kind)
     site = resolve_site(model, cfg.site)
-    through = ThroughModel(model, [site], RowsConfig(), KL, None, need_scale=True, device=torch.device("cpu"))
+    written = site if cfg.writes is None else resolve_site(model, cfg.writes.site)
+    through = ThroughModel(model, [site, written], RowsConfig(), KL, None, need_scale=True, device=torch.device("cpu"))
     run = through.run(contexts())
     more = through.run(Contexts(contexts().tokens.flip(1), contexts().document))
     rows = Rows.concatenate([run.rows, more.rows[: B - len(run.rows)]])
     space = build_space(cfg.space, site, model, rows, dtype=torch.float64)
     z = space.read(rows)
-    dictionary = build_dictionary(cfg, space.dim, torch.Generator().manual_seed(2), z, project=space.project).double()
+    target_space, target = None, None
+    if cfg.writes is not None:
+        target_space = build_space(cfg.writes.space, written, model, rows, dtype=torch.float64)
+        target = Target(target_space.dim, target_space.read(rows), target_space.project)
+    random = torch.Generator().manual_seed(2)
+    dictionary = build_dictionary(cfg, space.dim, random, z, project=space.project, target=target).double()
     training = TrainingConfig(batch_size=B, warmup_steps=0, kl=KL, selection="float32")
-    return model, Trainee("it", site, cfg, training, space, dictionary, torch.ones(())), run, rows
+    return model, Trainee("it", site, cfg, training, space, dictionary, torch.ones(()), target_space), run, rows
 
 
 def kl_by_hooks(model: LanguageModel, trainee: Trainee, run: RunContexts, z_hat: Tensor) -> Tensor:
@@ -84,14 +97,15 @@ def kl_by_hooks(model: LanguageModel, trainee: Trainee, run: RunContexts, z_hat:
     tokens, n = contexts().tokens, len(run.rows)
     kept = ~torch.isin(tokens, torch.tensor([BOS, EOS, 258]))
     kept[:, 0] = False
-    x = run.rows.activations[trainee.site.name]
-    x_hat = trainee.space.lift(z_hat[:n], run.rows.scale, run.rows.position, x)
+    site = trainee.written.site
+    x = run.rows.activations[site.name]
+    x_hat = trainee.written.lift(z_hat[:n], run.rows.scale, run.rows.position, x)
 
     def put(activation: Tensor, hook: Any) -> Tensor:
         return activation.masked_scatter(kept.unsqueeze(-1), x_hat)
 
-    hook = trainee.site.hook_name
-    if trainee.site.kind == "resid_mid":  # TransformerLens's hook there does not change what passes by the MLP
+    hook = site.hook_name
+    if site.kind == "resid_mid":  # TransformerLens's hook there does not change what passes by the MLP
         change = x_hat - x
         hook = hook.replace("resid_mid", "attn_out")
 
@@ -108,7 +122,8 @@ def kl_by_hooks(model: LanguageModel, trainee: Trainee, run: RunContexts, z_hat:
 def test_the_gradient_is_autograds_through_the_whole_model(case: str):
     model, trainee, run, rows = set_up(case)
     dictionary, x = trainee.dictionary, trainee.rows_in_space(rows)
-    proposal = trainee.propose(x, 0, run)
+    target = trainee.targets(rows)
+    proposal = trainee.propose(x, 0, run, target)
 
     z = dictionary.pre_activations(x)
     if trainee.cfg.architecture.kind == "relu":
@@ -117,12 +132,14 @@ def test_the_gradient_is_autograds_through_the_whole_model(case: str):
         chosen = z.topk(5, dim=-1) if trainee.cfg.architecture.kind == "topk" else z.flatten().topk(5 * len(x))
         f = torch.where(z >= chosen.values.min(-1, keepdim=True).values, z, 0.0).relu()
     z_hat = f @ dictionary.W_dec + dictionary.b_dec
-    squared = (x - z_hat).pow(2).sum(-1)
+    if dictionary.W_skip is not None:
+        z_hat = z_hat + x @ dictionary.W_skip
+    squared = ((x if target is None else target) - z_hat).pow(2).sum(-1)
     kl = kl_by_hooks(model, trainee, run, z_hat)
     weight = 0.7 * squared[: len(run.rows)].mean().detach() / (kl.detach() + 1e-8)
     penalty = (f * dictionary.W_dec.norm(dim=-1)).sum() / len(x) if trainee.cfg.architecture.kind == "relu" else 0.0
     expected = torch.autograd.grad(squared.mean() + weight * kl + 1.7 * 0.2 * penalty, [*dictionary.parameters()])
-    alone = trainee.propose(x, 0)
+    alone = trainee.propose(x, 0, None, target)
     for name, mine, theirs, without in zip(
         dict(dictionary.named_parameters()), proposal.gradients, expected, alone.gradients, strict=True
     ):
@@ -150,7 +167,7 @@ def test_parts_of_the_contexts_make_the_same_whole(monkeypatch):
         KL,
         None,
         need_scale=False,
-        device=torch.device("cpu"),  # type: ignore[arg-type]
+        device=torch.device("cpu"),
     )
     parted = through.run(contexts())
     assert (len(run.parts), len(parted.parts)) == (1, 2)
