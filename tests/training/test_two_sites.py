@@ -228,12 +228,11 @@ def test_the_dry_run_counts_both_widths(job: Path) -> None:
 
 
 @pytest.mark.parametrize("skip", [False, True])
-@pytest.mark.parametrize("architecture", [TOPK, BATCH, {"kind": "relu"}, {"kind": "jumprelu"}], ids=lambda a: a["kind"])
-def test_a_step_takes_what_is_said(architecture: dict[str, Any], skip: bool) -> None:
-    it = {**ACTS, "d_sae": 4096, "architecture": architecture, "skip": skip, "b_dec_init": "zero"}
-    cfg = JobConfig.model_validate(
-        {"dictionaries": {"it": it}, "training": {"batch_size": 512, "selection": "float32"}}
-    )
+@pytest.mark.parametrize("kind", ["topk", "batchtopk", "relu", "jumprelu"])
+def test_a_step_takes_what_is_said(kind: str, skip: bool) -> None:
+    it = {**ACTS, "d_sae": 4096, "architecture": {"kind": kind}, "skip": skip, "b_dec_init": "zero"}
+    training = {"batch_size": 512, "tokens": 1000, "selection": "float32"}
+    cfg = JobConfig.model_validate({"dictionaries": {"it": it}, "training": training})
     x, y = (torch.randn(512, width, generator=torch.Generator().manual_seed(0)) for width in (128, 32))
     dictionary = small_dictionary(cfg.dictionaries["it"], x, 4096, y)
     said = trained(cfg.dictionaries["it"], 128, cfg, torch.device("cpu"), 32)
