@@ -118,7 +118,7 @@ def test_override_of_a_mapping_shared_by_an_alias_changes_one_place():
         ("dictionaries.up.architecture.l1=4", "no setting of kind 'topk' but of 'relu' or 'gated'."),
         (
             "dictionaries.up.architecture.kind=foo",
-            "architecture.kind: expected 'topk', 'batchtopk', 'matryoshka', 'relu', 'gated' or 'jumprelu', found 'foo'.",
+            "architecture.kind: expected 'topk', 'batchtopk', 'matryoshka', 'relu', 'gated' or 'jumprelu', found 'foo'",
         ),
         ("dictionaries.up.architecture.k=0", "dictionaries.up.architecture.k: expected at least 1, found 0."),
         ("dictionaries.v1.5.d_sae=4", "dictionaries.v1.5: architecture.k is 8, more than its d_sae of 4 features."),
