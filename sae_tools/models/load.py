@@ -76,6 +76,11 @@ def load_tokenizer(folder: Path) -> Any | None:
 
 
 def _from_memory(bridge: Any, tokenizer: Any | None) -> LanguageModel:
+    if type(bridge).__name__ == "HookedTransformer":
+        raise UserError(
+            "A HookedTransformer is not taken (its weights are folded, and TransformerLens 4 has none): boot the model "
+            "with TransformerBridge.boot_transformers, or give its name."
+        )
     if not isinstance(bridge, TransformerBridge):
         raise UserError(
             f"A model is 'bundled', a folder, a hub name or a TransformerBridge, but {type(bridge).__name__} was given."

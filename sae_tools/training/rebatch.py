@@ -13,7 +13,7 @@ from sae_tools.errors import UserError
 from sae_tools.seeds import generator
 
 Chunk = Tensor | tuple[Tensor, Tensor]
-Source = Tensor | tuple[Tensor, Tensor] | Iterable[Chunk]
+Source = Tensor | tuple[Tensor, Tensor] | Iterable[Chunk] | Iterable[list[Tensor]]
 
 
 class Batch(NamedTuple):
@@ -111,7 +111,7 @@ def _permuted(rows: Batch, at_a_time: int, seed: int) -> Iterator[Chunk]:
         epoch += 1
 
 
-def _repeated(source: Iterable[Chunk]) -> Iterator[Chunk]:
+def _repeated(source: Iterable[Any]) -> Iterator[Any]:
     try:
         again = iter(source)
     except TypeError:

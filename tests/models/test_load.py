@@ -266,3 +266,8 @@ def test_a_hub_model_is_downloaded_without_pickles(monkeypatch: pytest.MonkeyPat
     assert (model.kind, model.name, model.revision) == ("hub", "owner/model", "step1000")
     assert asked["name"] == "owner/model" and asked["revision"] == "step1000" and asked["local_files_only"] is False
     assert not any(str(pattern).endswith((".bin", ".py", "*")) for pattern in asked["allow_patterns"])  # type: ignore[attr-defined]
+
+
+def test_a_hooked_transformer_is_told_apart():
+    with pytest.raises(UserError, match="boot the model with TransformerBridge.boot_transformers"):
+        load_model(type("HookedTransformer", (), {})())

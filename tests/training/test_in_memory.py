@@ -127,8 +127,8 @@ def test_settings_of_a_dictionary_can_be_others():
 @pytest.mark.parametrize("two", [False, True])
 def test_other_units(two: bool):
     g = torch.Generator().manual_seed(0)
-    shared = [torch.randn(20, 6, generator=g), torch.randn(20, generator=g), torch.randn(20, 6, generator=g)]
-    shared.append(torch.randn(6, generator=g))
+    encoder, b_enc = torch.randn(20, 6, generator=g), torch.randn(20, generator=g)
+    shared = (encoder, b_enc, torch.randn(20, 6, generator=g), torch.randn(6, generator=g))
     kinds = [
         TopKDictionary(*shared, k=4, subtract_b_dec=not two, W_skip=torch.randn(6, 6) if two else None),
         BatchTopKDictionary(*shared, k=4, threshold=0.7, subtract_b_dec=not two),
