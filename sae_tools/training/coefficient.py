@@ -1,14 +1,17 @@
 """The sparsity coefficient that makes a dictionary use so many features per token, found while it trains.
 
-A controller moves the coefficient's logarithm after every step by
+After every step a controller looks at e = log(smoothed L0 of the batches / L0 asked for) and at what e will be in a
+near and in a far future at the rate at which it moves. Does it still have its sign in the far one, the coefficient is
+too timid; does it have the other one in the near one, it is too bold; in between it is left alone:
 
-    I · clamp(e + T de/dt),    e = log(smoothed L0 of the batches / L0 asked for).
+    log coefficient += I · clamp(minmod(e + T_near de/dt, e + T_far de/dt))
 
-It asks what e will be T steps from now, and so lets e go to 0 as exp(-t / T). That matters because features that have
-been driven out come back late or never, above all JumpReLU's, whose thresholds fall much more slowly than they rise:
-from the hundreds of active features that every dictionary starts with, L0 has to come down to what is asked for, and
-not through it. T and 1 / I are shares of the run. I is proportional to the learning rate too, as is the speed at which
-a dictionary can follow, so that the coefficient settles while the learning rate falls to 0.
+(minmod: the smaller of two numbers of one sign, else 0). From the hundreds of active features that every dictionary
+starts with, L0 so comes down to what is asked for, and not through it: features that have been driven out come back
+late or never. And the coefficient does not run away where L0 cannot follow it: Adam moves JumpReLU's thresholds by
+about the learning rate a step, whatever the coefficient is. The times are shares of the run. I is proportional to the
+learning rate too, as is the speed at which a dictionary can follow, so that the coefficient settles while the learning
+rate falls to 0.
 
 Nothing is synchronised with an accelerator.
 """
@@ -21,11 +24,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-AHEAD, LEAST_AHEAD = 0.1, 50
-"""T, in steps: this share of the run, and at least so many."""
+NEAR, FAR, LEAST_NEAR = 0.1, 0.4, 50
+"""T_near and T_far in steps: these shares of the run; T_near at least so many."""
+FAR_UNTIL = 0.75
+"""T_far goes down linearly, to 0 after this share of the run, but never below T_near: there is less time left."""
 SLOWNESS, LEAST_SLOWNESS = 0.04, 20
 """1 / I, likewise."""
-SMOOTHED = 20
+SMOOTHED = 30
 """Steps over which L0 is averaged: with 1,024 rows a batch's is off by 1 to 2 %."""
 LARGEST = 1.0
 """Of what is added, before it is multiplied by I."""
@@ -48,17 +53,22 @@ class CoefficientSearch:
     def coefficient(self) -> Float[Tensor, ""]:
         return self.numbers[0].exp()
 
-    def see(self, l0: Float[Tensor, ""], steps: int, lr_factor: float, ramp: float, frozen: Float[Tensor, ""]) -> None:
+    def see(
+        self, l0: Float[Tensor, ""], step: int, steps: int, lr_factor: float, ramp: float, frozen: Float[Tensor, ""]
+    ) -> None:
         """Take note of a step's L0 and move the coefficient; nothing where `frozen` is 1.
 
-        steps: of the whole run. lr_factor: of the learning rate, between 0 and 1. ramp: of the coefficient, which is
+        step: that were completed before it. steps: of the whole run. lr_factor: of the learning rate, between 0 and 1. ramp: of the coefficient, which is
         left alone until it is 1.
         """
         log_c, smoothed, before, seen = self.numbers.unbind()
         now = l0.float().clamp_min(1e-3).log()
         smoothed = torch.where(seen > 0, smoothed + (now - smoothed) / SMOOTHED, now)
         error = smoothed - math.log(self.target)
-        expected = error + max(LEAST_AHEAD, AHEAD * steps) * (error - before)
+        ahead, rate = max(LEAST_NEAR, NEAR * steps), error - before
+        further = max(ahead, FAR * (steps - step / FAR_UNTIL))
+        near, far = error + ahead * rate, error + further * rate
+        expected = torch.where(near * far > 0, near.sign() * torch.minimum(near.abs(), far.abs()), 0.0)
         change = lr_factor / max(LEAST_SLOWNESS, SLOWNESS * steps) * expected.clamp(-LARGEST, LARGEST)
         middle, reach = math.log(self.start), math.log(REACH)
         if ramp == 1.0:

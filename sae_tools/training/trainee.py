@@ -130,7 +130,7 @@ class Trainee:
         if self.search is not None:
             more["coefficient"] = self.search.coefficient()
             factor, ramp = learning_rate_factor(step, steps, self.training), self.cfg.architecture.ramp(step)
-            self.search.see(proposal.terms["l0"], steps, factor, ramp, frozen)
+            self.search.see(proposal.terms["l0"], step, steps, factor, ramp, frozen)
         live = (1 - frozen).long()
         self.density.update(proposal.fired * live, n_rows * live)
         terms = {"steps": torch.ones_like(proposal.loss), "loss": proposal.loss, "gradient_norm": proposal.norm}

@@ -34,7 +34,7 @@ def searched(target: float, start: float, steps: int, *, right: float, slope: fl
         goes_to = math.log(target) - slope * math.log(coefficient / right)
         log_l0 += factor / lag * (goes_to - log_l0)
         seen = torch.tensor(log_l0 + noise * torch.randn((), generator=g).item()).exp()
-        search.see(seen, steps, factor, 1.0, GO)
+        search.see(seen, step, steps, factor, 1.0, GO)
         history.append((log_l0, coefficient))
     return search, *zip(*history, strict=True)
 
@@ -67,11 +67,11 @@ def test_bounds_and_verdicts() -> None:
 def test_a_frozen_step_and_the_ramp_move_nothing() -> None:
     search = CoefficientSearch(32, 2.0)
     for step in range(10):
-        search.see(torch.tensor(400.0), 1000, 1.0, step / 10, GO)
+        search.see(torch.tensor(400.0), step, 1000, 1.0, step / 10, GO)
     assert search.coefficient().item() == pytest.approx(2.0)
-    search.see(torch.tensor(400.0), 1000, 1.0, 1.0, GO)
+    search.see(torch.tensor(400.0), 10, 1000, 1.0, 1.0, GO)
     before = search.numbers.clone()
-    search.see(torch.tensor(torch.nan), 1000, 1.0, 1.0, FROZEN)
+    search.see(torch.tensor(torch.nan), 11, 1000, 1.0, 1.0, FROZEN)
     assert torch.equal(before, search.numbers) and search.coefficient() > 2
 
 
