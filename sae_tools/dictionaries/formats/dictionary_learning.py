@@ -154,6 +154,8 @@ def _class_of(declared: dict[str, Declared], trainer: dict[str, Any], weights: P
         name = trainer["dict_class"]
         if not isinstance(name, str) or name not in SHAPES:
             raise UserError(f"{config}: dict_class {str(name)[:50]!r} is not supported; expected {', '.join(SHAPES)}.")
+        if name == "AutoEncoder" and set(declared) == set(SHAPES["AutoEncoderNew"]):
+            return "AutoEncoderNew"  # the April trainer writes AutoEncoder whichever of the two it has trained
         return name
     names = set(declared)
     vector = "threshold" in declared and len(declared["threshold"].shape) == 1
