@@ -148,6 +148,18 @@ def test_their_classes_do_what_is_read(name: str, tmp_path: Path) -> None:
     assert (said["context_size"], said["architecture"], said["trainer"]["lr"]) == (128, name, 1e-3)
 
 
+def test_the_april_trainer_calls_both_classes_by_one_name(tmp_path: Path) -> None:
+    """Its config.json says AutoEncoder whichever it has trained; the tensors tell."""
+    theirs = saved("AutoEncoderNew", tmp_path, dict_class="AutoEncoder")
+    read = load_dictionary(tmp_path)
+    with torch.no_grad():
+        assert close(read(rows(D)), theirs(rows(D)))
+    assert read.metadata["architecture"] == "AutoEncoderNew" and not read.subtract_b_dec
+    saved("AutoEncoder", tmp_path, dict_class="AutoEncoderNew")  # nobody writes that
+    with pytest.raises(UserError, match="bias"):
+        load_dictionary(tmp_path)
+
+
 def test_a_threshold_that_is_not_known_yet_lets_everything_positive_through(tmp_path: Path) -> None:
     for name, kind in (("BatchTopKSAE", BatchTopKDictionary), ("MatryoshkaBatchTopKSAE", MatryoshkaDictionary)):
         theirs: Any = saved(name, tmp_path)
