@@ -206,8 +206,9 @@ class KLConfig(Section):
     """How large the KL is made beside the squared error: at 1 it weighs as much as that does in the same contexts,
     whatever both are (a pure number). Sparsity penalties grow by 1 + coefficient, so that their weight beside
     everything that asks for fidelity stays."""
-    contexts: int = Field(default=2, ge=1)
-    """In each of those steps, from the training text in an order of its own. Their rows are part of batch_size."""
+    contexts: int | None = Field(default=None, ge=1)
+    """In each of those steps, from the training text in an order of its own. Their rows are part of batch_size; null:
+    as many as fit in. Few of them make a noisy gradient."""
 
 
 class TrainingConfig(Section):
@@ -294,10 +295,10 @@ class JobConfig(Section):
     @model_validator(mode="after")
     def _contexts_fit_into_a_step(self) -> JobConfig:
         kl, length = self.training.kl, self.data.context_length - self.rows.skip_positions
-        if kl is not None and kl.contexts * length > self.training.batch_size:
+        if kl is not None and (kl.contexts or 1) * length > self.training.batch_size:
             raise ValueError(
-                f"training.kl.contexts is {kl.contexts}, which are up to {kl.contexts * length} rows, more than the "
-                f"{self.training.batch_size} of training.batch_size"
+                f"training.kl.contexts is {kl.contexts or 1}, which are up to {(kl.contexts or 1) * length} rows, more "
+                f"than the {self.training.batch_size} of training.batch_size"
             )
         return self
 

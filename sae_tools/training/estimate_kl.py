@@ -10,14 +10,21 @@ from torch import Tensor
 from sae_tools.activations.harvest import Harvester
 from sae_tools.allocations import peak_of
 from sae_tools.analysis.fidelity import contexts_per_batch
-from sae_tools.config import JobConfig, KLConfig
+from sae_tools.config import JobConfig
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.sites import Site
 from sae_tools.spaces import Space
 from sae_tools.training.estimate_memory import MoreBytes, random_contexts, text_bytes
 from sae_tools.training.schedule import total_steps
 from sae_tools.training.sites import Sites, all_sites
-from sae_tools.training.through_model import RunContexts, Splice, ThroughModel, first_kl_step, kl_characters
+from sae_tools.training.through_model import (
+    RunContexts,
+    Splice,
+    ThroughModel,
+    contexts_per_step,
+    first_kl_step,
+    kl_characters,
+)
 from sae_tools.training.timing import seconds_of
 
 
@@ -38,7 +45,7 @@ def kl_cost(cfg: JobConfig, model: LanguageModel, sites: dict[str, Sites], harve
     through = ThroughModel(
         model, all_sites(sites.values()), cfg.rows, kl, None, need_scale=harvester.need_scale, device=model.device
     )
-    contexts = random_contexts(cfg, model, kl.contexts)
+    contexts = random_contexts(cfg, model, contexts_per_step(cfg))
     run = through.run(contexts)
     seconds = seconds_of(lambda: through.run(contexts), model.device)
     by_site = {site.name: seconds_of(lambda site=site: gradient(run, site), model.device) for site in written}
@@ -55,12 +62,11 @@ def gradient(run: RunContexts, site: Site) -> Tensor:
 
 
 def _memory(cfg: JobConfig, model: LanguageModel, through: ThroughModel, written: list[Site]) -> MoreBytes:
-    kl, length = cfg.training.kl, cfg.data.context_length
-    assert isinstance(kl, KLConfig)
+    contexts, length = contexts_per_step(cfg), cfg.data.context_length
     one = random_contexts(cfg, model, 1)
     run = through.run(one)
-    at_a_time = min(kl.contexts, contexts_per_batch(model, length, kl.contexts * length))
-    running = kl.contexts * peak_of(lambda: through.run(one))
+    at_a_time = min(contexts, contexts_per_batch(model, length, contexts * length))
+    running = contexts * peak_of(lambda: through.run(one))
     splicing = at_a_time * max(peak_of(lambda site=site: gradient(run, site)) for site in written)
     text = text_bytes(cfg.data, kl_characters(cfg))
     rows = cfg.training.batch_size * (sum(site.width for site in through.sites) * 4 + 32)

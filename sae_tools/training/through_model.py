@@ -3,8 +3,9 @@
 Fine-tuning with it for the last share of the tokens gains most of what end-to-end training does (Karvonen 2025, arXiv
 2503.17272; Braun et al. 2024, arXiv 2405.12241). A step of that phase:
 
-- takes `training.kl.contexts` contexts of the training text; their rows come first in the step's batch, in the place of
-  as many rows of the buffer, so that a step has as many rows as ever and every row has its squared error in the loss;
+- takes `training.kl.contexts` contexts of the training text (by default as many as a batch holds); their rows come
+  first in the step's batch, in the place of as many rows of the buffer, so that a step has as many rows as ever and
+  every row has its squared error in the loss;
 - runs the model once as it is, and for each dictionary once with its reconstruction of those rows spliced in, alone,
   lifted from its space (what the space cannot see is the original's), every other token left as it is. The
   reconstruction is the training step's own, so for BatchTopK that of its batch;
@@ -53,6 +54,12 @@ def first_kl_step(cfg: JobConfig) -> int:
     """Steps that are completed when KL through the model begins; all of them where it never does."""
     steps = total_steps(cfg.training)
     return steps if cfg.training.kl is None else steps - max(1, round(steps * cfg.training.kl.fraction))
+
+
+def contexts_per_step(cfg: JobConfig) -> int:
+    """In a step with KL; 0 where the job has none."""
+    kl, length = cfg.training.kl, cfg.data.context_length - cfg.rows.skip_positions
+    return 0 if kl is None else kl.contexts or cfg.training.batch_size // max(1, length)
 
 
 def penalty_factor(kl: KLConfig) -> float:
@@ -205,7 +212,7 @@ def open_through_model(
         model.tokenizer,
         split="train",
         seed=derived_seed(cfg.seed, "kl"),
-        batch=kl.contexts,
+        batch=contexts_per_step(cfg),
         bos_token_id=model.bos_token_id,
         vocabulary=model.d_vocab,
         ahead=reads_ahead(model.device),
@@ -218,5 +225,5 @@ def kl_characters(cfg: JobConfig) -> int:
     """Characters of a block of the text for these contexts: several times what is needed, for them to be mixed."""
     assert cfg.training.kl is not None
     steps = total_steps(cfg.training) - first_kl_step(cfg)
-    tokens = steps * cfg.training.kl.contexts * cfg.data.context_length
+    tokens = steps * contexts_per_step(cfg) * cfg.data.context_length
     return min(cfg.data.shuffle_characters, CHARACTERS_PER_TOKEN * SPREAD * tokens)

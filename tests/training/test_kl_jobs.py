@@ -23,7 +23,7 @@ from sae_tools.training.run import run_job
 from sae_tools.training.sites import resolve_sites
 from sae_tools.training.start import start_job
 from sae_tools.training.storing import write_store
-from sae_tools.training.through_model import RunContexts, Splice, first_kl_step
+from sae_tools.training.through_model import RunContexts, Splice, contexts_per_step, first_kl_step
 from tests.jobs import job_config
 from tests.training.resuming import contents
 
@@ -148,8 +148,10 @@ def test_more_rows_than_a_step_has_are_refused(tmp_path: Path):
 
 def test_empty_settings_mean_the_defaults_and_null_means_off(tmp_path: Path):
     assert job_config(tmp_path).training.kl is None
-    kl = job_config(tmp_path, training__kl={}).training.kl
-    assert kl is not None and (kl.fraction, kl.coefficient, kl.contexts) == (0.1, 1.0, 2)
+    cfg = job_config(tmp_path, training__kl={})
+    kl = cfg.training.kl
+    assert kl is not None and (kl.fraction, kl.coefficient, kl.contexts) == (0.1, 1.0, None)
+    assert contexts_per_step(cfg) == 4  # of 31 rows, in a batch of 128
 
 
 def test_the_estimate_has_its_time_and_memory(job: JobConfig):
