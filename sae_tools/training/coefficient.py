@@ -9,9 +9,9 @@ too timid; does it have the other one in the near one, it is too bold; in betwee
 (minmod: the smaller of two numbers of one sign, else 0). From the hundreds of active features that every dictionary
 starts with, L0 so comes down to what is asked for, and not through it: features that have been driven out come back
 late or never. And the coefficient does not run away where L0 cannot follow it: Adam moves JumpReLU's thresholds by
-about the learning rate a step, whatever the coefficient is. The times are shares of the run. I is proportional to the
-learning rate too, as is the speed at which a dictionary can follow, so that the coefficient settles while the learning
-rate falls to 0.
+about the learning rate a step, whatever the coefficient is. The futures are shares of the steps left. I is proportional
+to the learning rate too, as is the speed at which a dictionary can follow, so that the coefficient settles while the
+learning rate falls to 0.
 
 Nothing is synchronised with an accelerator.
 """
@@ -24,10 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NEAR, FAR, LEAST_NEAR = 0.1, 0.4, 50
-"""T_near and T_far in steps: these shares of the run; T_near at least so many."""
-FAR_UNTIL = 0.75
-"""T_far goes down linearly, to 0 after this share of the run, but never below T_near: there is less time left."""
+NEAR, FAR, LEAST_NEAR = 0.25, 0.4, 50
+"""T_near and T_far in steps: these shares of the steps that are left, and at least so many. e then goes to 0 as the
+number of steps left to the power of 2.5 to 4."""
 SLOWNESS, LEAST_SLOWNESS = 0.04, 20
 """1 / I, likewise."""
 SMOOTHED = 30
@@ -58,16 +57,15 @@ class CoefficientSearch:
     ) -> None:
         """Take note of a step's L0 and move the coefficient; nothing where `frozen` is 1.
 
-        step: that were completed before it. steps: of the whole run. lr_factor: of the learning rate, between 0 and 1. ramp: of the coefficient, which is
-        left alone until it is 1.
+        step: that were completed before it. steps: of the whole run. lr_factor: of the learning rate, between 0 and 1.
+        ramp: of the coefficient, which is left alone until it is 1.
         """
         log_c, smoothed, before, seen = self.numbers.unbind()
         now = l0.float().clamp_min(1e-3).log()
         smoothed = torch.where(seen > 0, smoothed + (now - smoothed) / SMOOTHED, now)
         error = smoothed - math.log(self.target)
-        ahead, rate = max(LEAST_NEAR, NEAR * steps), error - before
-        further = max(ahead, FAR * (steps - step / FAR_UNTIL))
-        near, far = error + ahead * rate, error + further * rate
+        rate, left = error - before, steps - step
+        near, far = (error + max(LEAST_NEAR, share * left) * rate for share in (NEAR, FAR))
         expected = torch.where(near * far > 0, near.sign() * torch.minimum(near.abs(), far.abs()), 0.0)
         change = lr_factor / max(LEAST_SLOWNESS, SLOWNESS * steps) * expected.clamp(-LARGEST, LARGEST)
         middle, reach = math.log(self.start), math.log(REACH)

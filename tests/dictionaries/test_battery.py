@@ -32,11 +32,11 @@ from tests.dictionaries.reference import (
 pytestmark = [pytest.mark.parametrize("variant", VARIANTS), pytest.mark.parametrize("kind", KINDS)]
 
 
-def arguments_for(dictionary: Dictionary, x: Tensor, seed: int = 3) -> dict[str, Any]:
+def arguments_for(dictionary: Dictionary, x: Tensor, seed: int = 5) -> dict[str, Any]:
     """Everything that a step may be given at once."""
     g = torch.Generator().manual_seed(seed)
     target, pull = torch.randn(2, len(x), dictionary.d_out, generator=g).to(x.dtype)
-    dead = torch.rand(dictionary.d_sae, generator=g) < 0.4
+    dead = torch.rand(dictionary.d_sae, generator=g) < (seed % 4) / 3
     return {"target": target, "pull": pull / max(1, len(x)), "dead": dead, "l1": 0.7} | (
         {} if dictionary.d_in != dictionary.d_out or seed % 2 else {"target": None}
     )
