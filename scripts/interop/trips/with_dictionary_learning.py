@@ -85,7 +85,7 @@ def fresh(bench: Bench, folder: Path) -> Iterator[Fresh]:
             steps=STEPS,
             save_steps=[HALFWAY],
             save_dir=str(into),
-            normalize_activations=True,
+            normalize_activations="dict_class" not in own,  # AutoEncoderNew has no scale_biases
             device="cpu",
         )
         path = into / "trainer_0"
