@@ -14,12 +14,12 @@ TEXT = """# Do dictionaries survive other libraries, and theirs our readers?
 **Question.** Is a dictionary that `sae_tools` writes the same one in the hands of SAELens, dictionary_learning and
 sparsify, is what they save of it still the same, and are their own fresh checkpoints read as they mean them?
 
-**Criteria** (set in the script before its first run). For every architecture that a format has, on 1,000 rows of the bundled
-model that nothing was trained on: (1) the same active features on every row; a row may differ only in features whose
-pre-activation is within float32 rounding of what decides (the k-th or next one, the threshold, zero), such rows are
-counted, and more than 1 % of them is a failure; (2) reconstructions with ‖x̂ − x̂'‖ ≤ 1e-5 ‖x̂‖ on every row; (3) the
-same for activations, in units of what they add (times the decoder row's norm); (4) where the reader says that decoder
-rows have norm 1, they have.
+**Criteria** (set in the script before its first run). For every architecture that a format has, on 1,000 rows of
+the bundled model that nothing was trained on: (1) the same active features on every row; a row may differ only in
+features whose pre-activation is within float32 rounding of what decides (the k-th or next one, the threshold,
+zero), such rows are counted, and more than 1 % of them is a failure; (2) reconstructions with ‖x̂ − x̂'‖ ≤ 1e-5
+‖x̂‖ on every row; (3) the same for activations, in units of what they add (times the decoder row's norm); (4) where
+the reader says that decoder rows have norm 1, they have.
 
 **Method.** `python scripts/interop/round_trips.py --save`, which runs in an environment that holds the libraries. Rows
 are the first 1,000 of the training text at layer 2; the next 8,192 are trained on. Ours: 512 features, 100 steps,
