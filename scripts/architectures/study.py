@@ -33,7 +33,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--only", type=lambda text: text.split(","), default=[*CHOSEN, *PENALISED])
-    parser.add_argument("--d-sae", type=int, default=1024)
+    parser.add_argument("--d-sae", type=int, default=512)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--dry-run", action="store_true", help="print how many runs are left")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
