@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_tools.analysis.sources import SPACE, identity_space
+from sae_tools.analysis.sources import identity_space, two_sites
 from sae_tools.analysis.splicing import put_at, splice
 from sae_tools.analysis.subject import Subject, kept_positions
 from sae_tools.config import FidelityConfig, RowsConfig
@@ -23,6 +23,7 @@ from sae_tools.models.intervene import logits_with_edits, run_and_capture
 from sae_tools.models.load import LanguageModel, load_model
 from sae_tools.models.sites import Site, resolve_site
 from sae_tools.rows import Contexts
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.spaces import Space
 
@@ -145,17 +146,18 @@ def as_subject(
         if site is not None or writes is not None:
             raise UserError("a Subject knows its own sites: leave site and writes out.")
         return dictionary
-    saved: Space | None = None
+    saved: list[Space] = []
     if not isinstance(dictionary, Dictionary):
         path = Path(dictionary)
         dictionary, _ = read_dictionary(dictionary)
-        if dictionary.metadata.get("coordinates") == "space" and (path / SPACE).is_file():
-            saved = Space.from_state(*load_tensors(path / SPACE))
+        files = [path / file for file in ([SPACE, TARGET_SPACE] if two_sites(dictionary.metadata) else [SPACE])]
+        if dictionary.metadata.get("coordinates") == "space" and all(file.is_file() for file in files):
+            saved = [Space.from_state(*load_tensors(file)) for file in files]
     metadata = dictionary.metadata
     if metadata.get("coordinates") == "space":
-        if saved is None:
+        if not saved:
             raise UserError("the dictionary acts in a space that is not at hand: give its folder, or a Subject.")
-        return Subject("dictionary", saved.site, saved, dictionary)
+        return Subject("dictionary", saved[0].site, saved[0], dictionary, saved[1] if len(saved) > 1 else None)
     read = _site(model, site or metadata.get("site") or metadata.get("hook_name"), "site", dictionary.d_in)
     out = writes or metadata.get("site_out") or metadata.get("hook_name_out")
     if out is None and dictionary.d_in != dictionary.d_out:
