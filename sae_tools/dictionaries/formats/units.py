@@ -46,13 +46,13 @@ def finished(
     if not all(bool(torch.isfinite(torch.stack(torch.aminmax(t))).all()) for t in parts.tensors().values()):
         raise UserError(f"{path}: its weights are so large that products of them are not finite.")
     dictionary = put_together(replace(parts, settings=dict(parts.settings)))
-    said = metadata.get("activation_unit")
+    said = metadata.get("activation_unit")  # of the file's activations, which folding changes
     dictionary.metadata = {
         **metadata,
         "d_in": parts.d_in,
         "d_sae": parts.d_sae,
         "d_out": parts.d_out,
-        "activation_unit": said if isinstance(said, str) else unit,
+        "activation_unit": said if isinstance(said, str) and unit != FOLDED else unit,
     }
     return dictionary, dict(dictionary.metadata)
 

@@ -12,6 +12,7 @@ from sae_tools import load_dictionary, save_dictionary
 from sae_tools.dictionaries.formats.parts import KINDS, take_apart
 from sae_tools.dictionaries.formats.read import format_at, read_dictionary
 from sae_tools.dictionaries.formats.support import FORMATS, MATRIX, Architecture, architecture_of, table
+from sae_tools.dictionaries.formats.units import FOLDED
 from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
 from tests.dictionaries.formats.examples import example, same
@@ -25,6 +26,17 @@ def made(architecture: Architecture, where: str = "saelens", **settings: Any):
     if architecture.transcoder:
         settings = {"subtract": False, "d_out": 12 if where == "sparsify" else 9, **settings}
     return example(architecture.kind, skip=architecture.skip, **settings)
+
+
+def test_a_unit_that_was_said_holds_until_norms_are_folded(tmp_path: Path) -> None:
+    """What a file says of its activations' unit does not outlive the rescaling of its features."""
+    dictionary = example("relu", unit=False)
+    dictionary.metadata = {"activation_unit": "millivolts"}
+    save_dictionary(dictionary, tmp_path / "theirs", "dictionary-learning")
+    for fold, unit in ((False, "millivolts"), (True, FOLDED), (None, FOLDED)):
+        read = load_dictionary(tmp_path / "theirs", fold_decoder_norm=fold)
+        kept = bool((read.decoder_norms - dictionary.decoder_norms).abs().max() < 1e-5)
+        assert read.metadata["activation_unit"] == unit and kept == (unit == "millivolts")
 
 
 @pytest.mark.parametrize("unit", [True, False])
