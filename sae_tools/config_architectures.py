@@ -20,6 +20,8 @@ class Architecture(Section):
     """The setting that is the coefficient of the sparsity penalty; None where there is no penalty."""
     ramp_key: ClassVar[str | None] = None
     """The setting that says over how many steps it rises from 0."""
+    follows_slowly: ClassVar[bool] = False
+    """Whether L0 follows that coefficient at a speed of its own."""
 
     @property
     def full_coefficient(self) -> float:
@@ -189,6 +191,7 @@ class JumpReLUConfig(Architecture):
     """A feature that fired on none of this many tokens counts as dead in the metrics."""
     coefficient_key: ClassVar = "l0_coefficient"
     ramp_key: ClassVar = "l0_warmup_steps"
+    follows_slowly: ClassVar = True
 
     def dead_window(self, batch_size: int) -> int:
         return self.dead_after_tokens

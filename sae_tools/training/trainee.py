@@ -55,8 +55,9 @@ class Trainee:
         )
         self.search = None
         if cfg.match_l0 is not None:
-            start = cfg.architecture.full_coefficient
-            self.search = CoefficientSearch(cfg.match_l0, start, dictionary.b_dec.device)
+            architecture, device = cfg.architecture, dictionary.b_dec.device
+            start, slow = architecture.full_coefficient, architecture.follows_slowly
+            self.search = CoefficientSearch(cfg.match_l0, start, slow, device)
         self.density = DensityCounter(cfg.d_sae, device=dictionary.b_dec.device)
         self.sums: dict[str, Tensor] = {}
         """Sums over the steps since the last line of metrics, on the device."""

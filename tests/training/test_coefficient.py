@@ -99,6 +99,7 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "jumprelu": {"kind": "jumprelu", "l0_coefficient": 0.3},
     }
     dictionaries = {name: {**common, "architecture": architecture} for name, architecture in kinds.items()}
+    dictionaries["matryoshka"] = {**common, "match_l0": None, "architecture": {"kind": "matryoshka", "k": 4}}
     return write_job(tmp_path_factory.mktemp("job"), dictionaries=dictionaries, fidelity={"tokens": 600})
 
 
@@ -108,6 +109,7 @@ def test_within_a_job(job: Path) -> None:
     lines = [json.loads(line)["dictionaries"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     fidelity = json.loads((run / "analysis" / "fidelity.json").read_text())
     (last,) = {path.parent.name for path in run.glob("*/checkpoints/3072/cfg.json")}
+    assert "match_l0" not in fidelity["matryoshka"] and 2 < fidelity["matryoshka"]["l0"] < 8
     for name in ("relu", "gated", "jumprelu"):
         assert lines[0][name]["coefficient"] != lines[-1][name]["coefficient"]
         found = fidelity[name]["match_l0"]
