@@ -18,6 +18,7 @@ from sae_tools.config_architectures import Architecture
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import Dictionary, build_dictionary
 from sae_tools.dictionaries.build import Target
+from sae_tools.dictionaries.formats.folding import without_subtraction
 from sae_tools.dictionaries.formats.parts import (
     KIND_OF,
     KINDS,
@@ -104,6 +105,9 @@ def train(
     Raises UserError for settings and rows that make no sense, NonFiniteError for a row, loss or gradient that is not
     finite.
     """
+    for name, value in (("batch_size", batch_size), ("log_every", log_every)):
+        if value < 1:
+            raise UserError(f"{name} is {value}, and must be at least 1.")
     target_device = pick_device(device)
     source = Rebatched(rows, batch_size, target_device, seed)
     tokens = source.rows if tokens is None else tokens
@@ -140,9 +144,14 @@ def train(
                 bar.update(step * batch_size)
             if step == steps:
                 break
+    if step == 0:
+        raise UserError(f"the rows are fewer than the {batch_size:,} of one batch (batch_size), so nothing is trained.")
     if step < steps:
         if (bad := guard.look()) is not None:
             raise NonFiniteError(f"the rows, the loss or its gradient became non-finite at step {bad[0] + 1}.")
+        if step % log_every:
+            metrics.append(_record(trainee, step, steps))
+            on_record(metrics[-1])
         warnings.warn(f"the rows ran out after {step * batch_size:,} of {steps * batch_size:,}", stacklevel=2)
     scale = None if trainee.target_space is None else trainee.target_space.scale
     dictionary = in_other_units(trainee.dictionary, trainee.space.scale, scale).requires_grad_(True)
@@ -183,10 +192,16 @@ def _settings(
     if isinstance(what, DictionaryConfig | Architecture) and settings:
         raise UserError(f"{next(iter(settings))} is a setting of the configuration that is given: set it there.")
     if isinstance(what, DictionaryConfig):
+        if d_sae is not None or skip:
+            raise UserError("d_sae and skip are settings of the configuration that is given: set them there.")
+        if what.init_from is not None:
+            raise UserError("init_from is for jobs: give train the dictionary itself (load_dictionary).")
         cfg = what
     else:
         if isinstance(what, Dictionary):
-            d_sae, skip = what.d_sae, False
+            if d_sae not in (None, what.d_sae) or skip:
+                raise UserError("d_sae and skip are the given dictionary's own, and cannot be chosen.")
+            d_sae = what.d_sae
             architecture = _validated(ArchitectureConfig, **{**_own_settings(what), **settings})
         elif isinstance(what, str):
             architecture = _validated(ArchitectureConfig, kind=what, **settings)
@@ -255,6 +270,8 @@ def _trainee(
     device = sample.x.device
     written = z if target is None or target.sample is None else target.sample
     variance = written.var(0, correction=0).sum()
+    if not float(variance) > 0:
+        raise UserError(f"the {READ if target is None else WRITTEN} are all equal, so there is nothing to learn.")
     site = space.site
     return Trainee(READ, site, cfg, training, space, dictionary.to(device), variance, target_space)
 
@@ -262,12 +279,15 @@ def _trainee(
 def _copy(given: Dictionary, cfg: DictionaryConfig, space: Space, target_space: Space | None) -> Dictionary:
     """In the unit of training, decoder rows of norm 1 where training keeps them so, and the settings of `cfg`."""
     parts = take_apart(given)
-    if given.unit_decoder:
-        parts = rescaled(parts, unit_scaling(parts.W_dec))
+    if target_space is not None:  # what is read and what is written get units of their own
+        parts = without_subtraction(parts)
     own = {name: getattr(cfg.architecture, name) for name in parts.settings if hasattr(cfg.architecture, name)}
     settings = {**parts.settings, **{name: value for name, value in own.items() if value is not None}}
+    parts = replace(parts, settings=settings)
+    if put_together(parts).unit_decoder:
+        parts = rescaled(parts, unit_scaling(parts.W_dec))
     scale = None if target_space is None else 1 / target_space.scale
-    return in_other_units(put_together(replace(parts, settings=settings)), 1 / space.scale, scale)
+    return in_other_units(put_together(parts), 1 / space.scale, scale)
 
 
 def _space(name: str, x: Tensor, rescale: bool) -> Space:

@@ -86,6 +86,9 @@ def test_rows_that_run_out():
     with pytest.warns(UserWarning, match="the rows ran out after 2,816 of 5,120"):
         trained = train("topk", iter([toy(3000)]), k=3, tokens=5000, **SHORT)
     assert trained.tokens == 2816 and isinstance(trained.dictionary, TopKDictionary)
+    assert [record["step"] for record in trained.metrics] == [10, 11]
+    with pytest.raises(UserError, match="the rows are fewer than the 256 of one batch"):
+        train("topk", iter([toy(255)]), k=3, tokens=5000, **SHORT)
 
 
 def test_a_transcoder_with_a_skip():
@@ -122,6 +125,28 @@ def test_settings_of_a_dictionary_can_be_others():
     start = train("topk", toy(), k=3, tokens=1000, **SHORT).dictionary
     wider = train(start, toy(), k=7, tokens=1000, **{**SHORT, "d_sae": None}).dictionary
     assert isinstance(wider, TopKDictionary) and wider.k == 7
+
+
+@pytest.mark.parametrize("kind", ["relu", "gated"])
+def test_a_free_decoder_goes_on_as_one_of_norm_1(kind: Any):
+    start = train(kind, toy(), form="decoder-norm", tokens=1000, **SHORT).dictionary
+    with torch.no_grad():
+        start.W_dec.mul_(torch.linspace(0.2, 5, 48).unsqueeze(1))
+    again = train(start, toy(), form="unit-norm", tokens=256, batch_size=256, lr=1e-9, warmup_steps=0).dictionary
+    torch.testing.assert_close(again.decoder_norms, torch.ones(48))
+    torch.testing.assert_close(again(toy()), start(toy()), rtol=1e-4, atol=1e-3)
+
+
+def test_a_dictionary_that_subtracts_b_dec_goes_on_to_other_targets():
+    x = toy()
+    start = train("topk", x, k=3, tokens=20_000, **SHORT).dictionary
+    arguments: dict[str, Any] = {"tokens": 256, "batch_size": 256, "lr": 1e-9, "warmup_steps": 0, "clip_norm": None}
+    there = train(start, (x, 50 * x), **arguments)
+    torch.testing.assert_close(there.dictionary(x), start(x), rtol=1e-4, atol=1e-3)
+    with torch.no_grad():  # what it was trained as is what it was: 50 x is not yet what it makes of x
+        mean = (50 * x).mean(0)
+        expected = (50 * x - start(x)).pow(2).sum() / (50 * x - mean).pow(2).sum()
+    assert there.metrics[-1]["fvu"] == pytest.approx(float(expected), rel=0.1)
 
 
 @pytest.mark.parametrize("two", [False, True])
@@ -171,6 +196,11 @@ def test_records_are_handed_over_as_they_come(capfd):
         ("relu", toy(300), {"resample_at": [3]}, "train does not resample"),
         ("topk", torch.zeros(300, D), {}, "the rows are all zero"),
         (7, toy(300), {}, "and no int"),
+        ("topk", toy(300), {"batch_size": 0}, "batch_size is 0, and must be at least 1"),
+        ("topk", toy(300), {"log_every": 0}, "log_every is 0, and must be at least 1"),
+        ("topk", torch.ones(300, D), {"k": 3}, "the rows are all equal"),
+        (DictionaryConfig(site="x"), toy(300), {}, "d_sae and skip are settings of the configuration"),
+        (DictionaryConfig(site="x", init_from="y"), toy(300), {"d_sae": None}, "init_from is for jobs"),
     ],
 )
 def test_what_makes_no_sense(what: Any, rows: Any, settings: dict[str, Any], message: str):
