@@ -2,7 +2,7 @@
 
     python scripts/architectures/study.py [--workers 2] [--only relu,topk] [--dry-run]
 
-For each architecture and side: every learning rate at seed 0, then the best one at all settings and three seeds. A run
+For each architecture and side: every learning rate at seed 0, then the best ones at three seeds. A run
 that was done is kept in runs/architectures/ and not done again, so the study can be stopped and continued; workers
 share what remains. At the end reports/architectures is written. SAELens comes with the development environment.
 """
@@ -19,10 +19,10 @@ import time
 from pathlib import Path
 
 import torch
-from results import best_rate, write_report
+from results import best_rates, write_report
 from rows import load, prepare
 from sides import ours, theirs
-from tasks import CHOSEN, PENALISED, SIDES, Task, at_the_best_rate, to_choose_a_rate
+from tasks import CHOSEN, PENALISED, SIDES, Task, at_the_best_rates, to_choose_a_rate
 
 HERE = Path(__file__).resolve().parent
 STEPS = 2000
@@ -61,8 +61,9 @@ def left(folder: Path, architectures: list[str]) -> list[Task]:
             first = list(to_choose_a_rate(architecture, side))
             tasks += [task for task in first if task.key not in have]
             if all(task.key in have for task in first):
-                lr = best_rate(architecture, [have[task.key] for task in first])
-                tasks += [task for task in at_the_best_rate(architecture, side, lr) if task.key not in have]
+                rates = best_rates(architecture, [have[task.key] for task in first])
+                more = dict.fromkeys(at_the_best_rates(architecture, side, rates))
+                tasks += [task for task in more if task.key not in have]
     return tasks
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 SIDES = ("sae_tools", "saelens")
-LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+LEARNING_RATES = (1.5e-3, 3e-3, 6e-3)
 SEEDS = (0, 1, 2)
 TARGETS = (16, 32, 64)
 """Features per row at which reconstructions are compared."""
@@ -39,15 +39,18 @@ def settings(architecture: str) -> tuple[float, ...]:
 
 
 def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
-    """Every learning rate at the first seed: where k is a setting at the middle one, else at all coefficients, as L0
-    depends on the learning rate then."""
-    middle = (float(TARGETS[1]),) if architecture in CHOSEN else settings(architecture)
-    for setting in middle:
-        for lr in LEARNING_RATES:
+    """Every learning rate and setting at the first seed."""
+    for lr in LEARNING_RATES:
+        for setting in settings(architecture):
             yield Task(architecture, side, lr, setting, SEEDS[0])
 
 
-def at_the_best_rate(architecture: str, side: str, lr: float) -> Iterator[Task]:
-    for seed in SEEDS:
-        for setting in settings(architecture):
-            yield Task(architecture, side, lr, setting, seed)
+def at_the_best_rates(architecture: str, side: str, rates: dict[int, float]) -> Iterator[Task]:
+    """What the figures at each L0 are read off: the setting that is that L0, or all where coefficients are settings.
+
+    rates: the best learning rate at each L0.
+    """
+    for target, lr in rates.items():
+        for seed in SEEDS:
+            for setting in (float(target),) if architecture in CHOSEN else settings(architecture):
+                yield Task(architecture, side, lr, setting, seed)
