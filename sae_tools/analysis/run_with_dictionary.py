@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -99,8 +100,8 @@ def run_with_dictionary(
     if where is None:
         rows = rows or rows_of(subject.dictionary.metadata)
         where = kept_positions(ids, rows, language_model.special_token_ids)
-    elif where.shape != ids.shape:
-        raise UserError(f"where has shape {list(where.shape)}, and the tokens have {list(ids.shape)}.")
+    elif not isinstance(where, Tensor) or where.dtype != torch.bool or where.shape != ids.shape:
+        raise UserError(f"where must be a tensor of booleans of shape {list(ids.shape)}, one for each of the tokens.")
     where = where.to(ids.device)
     norm = FinalNorm.of(language_model) if any(s.ln == "token" for s in (subject.space, subject.written)) else None
     final = resolve_site(language_model, f"resid_post@{language_model.n_layers - 1}")
@@ -202,7 +203,12 @@ def token_ids(model: LanguageModel, tokens: Tokens) -> Int[Tensor, "batch positi
             raise UserError(f"{model.name} has no tokenizer: give token ids.")
         ids = model.tokenizer(tokens, add_special_tokens=False)["input_ids"]
         tokens = ids if model.bos_token_id is None else [model.bos_token_id, *ids]
-    tensor = torch.as_tensor(tokens)
+    try:
+        tensor = torch.as_tensor(tokens)
+    except (TypeError, ValueError, RuntimeError):
+        raise UserError(
+            "tokens are one text, or ids [batch, position] with contexts of one length; run several texts one by one."
+        ) from None
     tensor = tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
     if tensor.dim() != 2 or tensor.is_floating_point() or not tensor.numel():
         raise UserError(f"tokens are ids [batch, position], and these have shape {list(tensor.shape)}.")
@@ -236,14 +242,22 @@ def _changes(
     subject: Subject, ablate: Collection[int], steer: Mapping[int, float], multiply: Mapping[int, float]
 ) -> dict[int, Any]:
     """By feature: from its activations to others."""
+    for name, mapping in (("steer", steer), ("multiply", multiply)):
+        if not isinstance(mapping, Mapping):
+            raise UserError(f"{name} is a mapping {{feature: number}}, and no {type(mapping).__name__}.")
+        for feature, value in mapping.items():
+            if not isinstance(value, SupportsFloat) or not math.isfinite(value):
+                raise UserError(f"{name}: feature {feature} gets {str(value)[:50]!r}, which is no finite number.")
+    if not isinstance(ablate, Iterable) or isinstance(ablate, str):
+        raise UserError(f"ablate is a list of features, and no {type(ablate).__name__}.")
     changes: dict[int, Any] = {}
     wanted = [(i, lambda f: torch.zeros_like(f)) for i in ablate]
     wanted += [(i, lambda f, value=value: torch.full_like(f, value)) for i, value in steer.items()]
     wanted += [(i, lambda f, factor=factor: f * factor) for i, factor in multiply.items()]
     for feature, change in wanted:
-        if not 0 <= feature < subject.dictionary.d_sae:
+        if not isinstance(feature, SupportsIndex) or not 0 <= int(feature) < subject.dictionary.d_sae:
             raise UserError(f"there is no feature {feature}: they are 0 to {subject.dictionary.d_sae - 1}.")
-        if feature in changes:
+        if int(feature) in changes:
             raise UserError(f"feature {feature} is to be changed twice.")
         changes[int(feature)] = change
     return changes

@@ -117,7 +117,7 @@ def test_which_tokens():
     dictionary.metadata = {"skip_positions": 3, "hook_name": HOOK}
     run = run_with_dictionary(tiny(), dictionary, tokens)
     assert not run.read[:, :3].any() and run.read[0, 3]
-    with pytest.raises(UserError, match="where has shape"):
+    with pytest.raises(UserError, match="where must be a tensor of booleans of shape"):
         run_with_dictionary(tiny(), sae(), tokens, SITE, where=where[:1])
 
 
@@ -211,12 +211,19 @@ def test_text_gets_bos():
         ({"tokens": [[1, 2, 999]]}, "a token id is outside the vocabulary"),
         ({"tokens": torch.zeros(1, 65, dtype=torch.int64)}, "65 tokens are more than the 64"),
         ({"tokens": torch.zeros(1, 5)}, "tokens are ids"),
+        ({"tokens": ["a text", "another"]}, "tokens are one text, or ids"),
+        ({"tokens": [[1, 2], [3]]}, "tokens are one text, or ids"),
+        ({"ablate": 3}, "ablate is a list of features, and no int"),
+        ({"ablate": ["3"]}, "there is no feature 3: they are 0 to 19"),
+        ({"ablate": torch.tensor([3, 3])}, "feature 3 is to be changed twice"),
+        ({"steer": [3]}, "steer is a mapping {feature: number}, and no list"),
+        ({"steer": {3: float("nan")}}, "feature 3 gets 'nan', which is no finite number"),
+        ({"multiply": {3: "2"}}, "feature 3 gets '2', which is no finite number"),
+        ({"where": [True]}, "where must be a tensor of booleans"),
     ],
 )
 def test_what_makes_no_sense(arguments: dict[str, Any], message: str):
     tokens = arguments.pop("tokens", corpus().tokens)
-    if isinstance(tokens, list):
-        tokens = torch.tensor(tokens)
     with pytest.raises(UserError, match=message):
         run_with_dictionary(tiny(), sae(), tokens, **{"site": SITE, **arguments})
 
