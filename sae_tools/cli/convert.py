@@ -34,7 +34,7 @@ def convert(
     """
     from sae_tools.dictionaries.formats.read import read_dictionary
     from sae_tools.dictionaries.formats.support import FORMATS, Format, architecture_of
-    from sae_tools.dictionaries.formats.write import check_destination, write_dictionary
+    from sae_tools.dictionaries.formats.write import carry_spaces, check_destination, write_dictionary
     from sae_tools.errors import UserError
 
     if to not in FORMATS:
@@ -48,6 +48,8 @@ def convert(
     print(f"{destination}: {label}, {sizes}, for {FORMATS[chosen]}")
     if metadata.get("coordinates") == "space":
         notes.append("Its weights act on the coordinates of the space it was trained in, not on a site's activations.")
+        if chosen == "saelens":
+            carry_spaces(source, destination)
     for note in notes:
         print(note)
 

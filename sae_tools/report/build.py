@@ -33,7 +33,7 @@ def build_report(
 ) -> Path:
     """Measure the features of runs and SAEs and write their report; returns the path of its page.
 
-    paths: runs of ours (every dictionary at its newest complete checkpoint), or dictionaries in any format that is read.
+    paths: runs of ours (every dictionary at its newest complete checkpoint), or dictionaries in a format that is read.
     output: the file, or the folder where there are more than `cfg.shard_above` features (its page is index.html);
         None: `report.html` (`report/`) in the run, or in the current directory if `paths` is not one run. There only a
         report is replaced; a file that is named is replaced whatever it is, a folder only if it is empty, or a report

@@ -105,7 +105,7 @@ def build_space(
 
 
 def check_space(cfg: SpaceConfig, site: Site, where: str = "") -> None:
-    """UserError if the space does not read such a site. where: the part of a dictionary's settings, such as `writes.`."""
+    """UserError if the space does not read such a site. where: the part of a dictionary's settings (`writes.`)."""
     if site.kind not in SITES_OF[cfg.kind]:
         kinds = " or ".join(SITES_OF[cfg.kind]).replace("or hook", "or any other hook")
         raise UserError(

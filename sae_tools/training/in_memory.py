@@ -75,6 +75,7 @@ def train(
     b_dec_init: Literal["zero", "mean", "geometric_median"] = "geometric_median",
     encoder_init: Literal["tied", "kaiming"] = "tied",
     skip: bool = False,
+    match_l0: float | None = None,
     device: str = "cpu",
     log_every: int = 50,
     progress: bool = False,
@@ -97,6 +98,8 @@ def train(
     tokens: rows to train on, rounded up to whole batches; None: all of a tensor once.
     lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration; warmup_steps None: a tenth of the
         steps, at most 100.
+    match_l0: features per row that the sparsity coefficient is searched for, as in a job; `coefficient` and `l0` of the
+        metrics say what came of it.
     rescale: train on rows divided by one number, estimated on the first `estimate_rows` of them (targets by one of
         their own), so that the mean squared norm is the dimension; learning rates and sparsity coefficients then mean
         the same for any rows, as in a job. It is folded into the dictionary at the end.
@@ -114,7 +117,7 @@ def train(
     if not tokens:
         raise UserError("tokens is missing: of rows that come from an iterable it says how many to train on.")
     given = what if isinstance(what, Dictionary) else None
-    cfg = _settings(what, settings, d_sae, b_dec_init, encoder_init, skip)
+    cfg = _settings(what, settings, d_sae, b_dec_init, encoder_init, skip, match_l0)
     training = _validated(
         TrainingConfig,
         tokens=tokens,
@@ -187,13 +190,14 @@ def _settings(
     b_dec_init: Any,
     encoder_init: Any,
     skip: bool,
+    match_l0: float | None,
 ) -> DictionaryConfig:
     """As a job would have them, at a site of the name `rows`."""
     if isinstance(what, DictionaryConfig | Architecture) and settings:
         raise UserError(f"{next(iter(settings))} is a setting of the configuration that is given: set it there.")
     if isinstance(what, DictionaryConfig):
-        if d_sae is not None or skip:
-            raise UserError("d_sae and skip are settings of the configuration that is given: set them there.")
+        if d_sae is not None or skip or match_l0 is not None:
+            raise UserError("d_sae, skip and match_l0 are settings of the configuration that is given: set them there.")
         if what.init_from is not None:
             raise UserError("init_from is for jobs: give train the dictionary itself (load_dictionary).")
         cfg = what
@@ -217,6 +221,7 @@ def _settings(
             architecture=architecture.model_dump(),
             b_dec_init=b_dec_init,
             encoder_init=encoder_init,
+            match_l0=match_l0,
             **({} if d_sae is None else {"d_sae": d_sae}),
             **({"writes": {"site": WRITTEN}, "skip": True} if skip else {}),
         )

@@ -13,6 +13,8 @@ from sae_tools.cli import convert
 from sae_tools.dictionaries.formats import export_saelens
 from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.models.sites import Site
+from sae_tools.runs.checkpoints import SPACE
+from sae_tools.runs.tensors import save_tensors
 from sae_tools.spaces import Space
 from tests.cli.commands import Command, in_process, sentence
 from tests.dictionaries.formats.examples import D, close, example, rows
@@ -49,6 +51,18 @@ def test_the_example_in_the_help(sae_convert: Command, tmp_path: Path, monkeypat
     assert status == 0 and "kept in cfg.json" in out
     with torch.no_grad():
         assert close(load_dictionary("third")(rows()), read(rows()))
+
+
+def test_weights_in_a_space_keep_the_space(sae_convert: Command, tmp_path: Path) -> None:
+    """A map that differs from token to token cannot be folded; without it nobody could use the weights."""
+    site = Site("mlp_out", 3, "blocks.3.hook_mlp_out", D)
+    matrix = torch.eye(D)
+    space = Space("logit_update", site, D, D, "token", 2.0, torch.zeros(D), torch.zeros(D), matrix, matrix.clone())
+    export_saelens(example("topk", unit=True), space, tmp_path / "a", {})
+    save_tensors(tmp_path / "a" / SPACE, *space.state())
+    status, out, _ = sae_convert(tmp_path / "a", tmp_path / "b", "--to", "saelens")
+    assert status == 0 and "coordinates of the space" in out
+    assert (tmp_path / "b" / SPACE).read_bytes() == (tmp_path / "a" / SPACE).read_bytes()
 
 
 def test_what_another_program_makes_of_it_is_said(sae_convert: Command, tmp_path: Path) -> None:

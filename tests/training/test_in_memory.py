@@ -182,6 +182,13 @@ def test_records_are_handed_over_as_they_come(capfd):
     assert {"loss", "l0", "fvu", "dead", "lr", "tokens"} <= seen[0].keys()
 
 
+def test_the_sparsity_coefficient_is_searched_for():
+    free, few = (train("relu", toy(), tokens=60_000, match_l0=wanted, **SHORT).metrics[-1] for wanted in (None, 3))
+    assert few["coefficient"] > 1.5 and 3 < few["l0"] < 0.8 * free["l0"]
+    with pytest.raises(UserError, match="match_l0"):
+        train("topk", toy(), k=3, match_l0=3, **SHORT)
+
+
 @pytest.mark.parametrize(
     ("what", "rows", "settings", "message"),
     [
@@ -198,7 +205,7 @@ def test_records_are_handed_over_as_they_come(capfd):
         ("topk", toy(300), {"batch_size": 0}, "batch_size is 0, and must be at least 1"),
         ("topk", toy(300), {"log_every": 0}, "log_every is 0, and must be at least 1"),
         ("topk", torch.ones(300, D), {"k": 3}, "the rows are all equal"),
-        (DictionaryConfig(site="x"), toy(300), {}, "d_sae and skip are settings of the configuration"),
+        (DictionaryConfig(site="x"), toy(300), {}, "d_sae, skip and match_l0 are settings of the configuration"),
         (DictionaryConfig(site="x", init_from="y"), toy(300), {"d_sae": None}, "init_from is for jobs"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from sae_tools.dictionaries.formats.saelens import write_saelens
 from sae_tools.dictionaries.formats.sparsify import write_sparsify
 from sae_tools.dictionaries.formats.support import FORMATS, Format
 from sae_tools.errors import UserError
-from sae_tools.runs.atomic import creating_folder
+from sae_tools.runs.atomic import creating_folder, replacing
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 
 WRITERS = {
     "saelens": write_saelens,
@@ -47,6 +49,15 @@ def check_destination(path: Path) -> None:
     """Raises UserError where something is there already."""
     if (path.exists() or path.is_symlink()) and not (path.is_dir() and not any(path.iterdir())):
         raise UserError(f"{path} exists and is not an empty folder; name another one.")
+
+
+def carry_spaces(source: str | Path, destination: Path) -> None:
+    """Copy the spaces of a checkpoint of ours, without which weights in a space's coordinates cannot be applied."""
+    for name in (SPACE, TARGET_SPACE):
+        path = Path(source) / name
+        if path.is_file():
+            with replacing(destination / name) as temporary:
+                shutil.copyfile(path, temporary)
 
 
 save_dictionary = write_dictionary
