@@ -96,7 +96,8 @@ class CoefficientSearch:
             why = {
                 -1: f"{key} has reached the smallest value searched, and the dictionary cannot use more features",
                 1: f"{key} has reached the largest value searched",
-                0: "it had not settled by the end: more steps, or another start, would help",
+                0: f"it had not settled by the end: more steps would help, or a {'larger' if off > 0 else 'smaller'} "
+                f"{key} to start from",
             }[self.at_bound()]
             said = f"match_l0 was not met within {TOLERANCE:.0%}: {said} ({why})"
         return {"target": self.target, "coefficient": coefficient, "l0": heldout_l0, "met": met, "said": said + "."}
