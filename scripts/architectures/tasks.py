@@ -14,9 +14,9 @@ CHOSEN = ("topk", "batchtopk", "matryoshka")
 """Architectures whose number of features per row is a setting, `k`; of the others a penalty's coefficient is."""
 PENALISED = ("relu", "gated", "jumprelu")
 COEFFICIENTS = {
-    "relu": (1.2, 2.4, 4.8),
-    "gated": (2.0, 4.5, 10.0),
-    "jumprelu": (0.5, 2.0, 8.0),
+    "relu": (0.6, 1.2, 2.4),
+    "gated": (0.5, 1.0, 2.5),
+    "jumprelu": (0.3, 0.9, 2.7),
 }
 """Chosen beforehand, from runs of 600 steps at another seed, so that L0 spans some 15 to 70 on both sides."""
 
