@@ -15,7 +15,7 @@ from tests.analysis.subjects import tiny
 from tests.conftest import ROOT
 from tests.tiny_models import BOS, CONTEXT, EOS
 
-pytest.importorskip("sae_lens")
+pytest.importorskip("sae_lens", reason="SAELens is not installed")
 
 
 @pytest.fixture(scope="module")

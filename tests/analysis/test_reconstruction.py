@@ -90,7 +90,7 @@ def test_nothing_to_measure_and_nothing_written():
 
 
 def test_against_saelens():
-    evals = pytest.importorskip("sae_lens.evals")
+    evals = pytest.importorskip("sae_lens.evals", reason="SAELens is not installed")
     x, x_hat = pair(3, 300, shift=4)
     ours, theirs = ReconstructionQuality(), evals.ExplainedVarianceCalculator()
     for part, part_hat in zip(x.split(128), x_hat.split(128), strict=True):

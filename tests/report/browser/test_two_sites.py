@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("playwright")
+pytest.importorskip("playwright", reason="Playwright is not installed")
 
 from playwright.sync_api import expect  # noqa: E402
 
