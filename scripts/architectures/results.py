@@ -10,7 +10,17 @@ from statistics import mean, stdev
 from typing import Any
 
 from scipy import stats
-from tasks import CHOSEN, LEARNING_RATES, PENALISED, SEEDS, SIDES, TARGETS, at_the_best_rates, to_choose_a_rate
+from tasks import (
+    CHOSEN,
+    LEARNING_RATES,
+    MORE_SEEDS,
+    PENALISED,
+    SEEDS,
+    TARGETS,
+    at_the_best_rates,
+    sides,
+    to_choose_a_rate,
+)
 
 from sae_tools.training.start import versions
 
@@ -50,21 +60,23 @@ def best_rates(architecture: str, runs: list[dict[str, Any]]) -> dict[int, float
     return {t: min(LEARNING_RATES, key=lambda lr: score(lr, group)) for group in together for t in group}
 
 
-def compare(have: dict[str, dict[str, Any]], architecture: str) -> list[dict[str, Any]] | None:
+def compare(have: dict[str, dict[str, Any]], architecture: str, seeds: tuple[int, ...]) -> list[dict[str, Any]] | None:
     """One row for each L0; None while runs are missing."""
     found: dict[int, dict[str, Any]] = {target: {} for target in TARGETS}
-    for side in SIDES:
+    for side in sides(architecture):
         first = [task.key for task in to_choose_a_rate(architecture, side)]
         if any(key not in have for key in first):
             return None
         rates = best_rates(architecture, [have[key] for key in first])
         for target, lr in rates.items():
-            tasks = list(at_the_best_rates(architecture, side, {target: lr}))
+            tasks = list(at_the_best_rates(architecture, side, {target: lr}, seeds))
             if any(task.key not in have for task in tasks):
                 return None
-            seeds = [[have[task.key] for task in tasks if task.seed == seed] for seed in SEEDS]
-            found[target][side] = of_side(architecture, seeds, target, lr)
-    return [{"architecture": architecture, "l0": target, **sides, **ratio(sides)} for target, sides in found.items()]
+            runs = [[have[task.key] for task in tasks if task.seed == seed] for seed in seeds]
+            found[target][side] = of_side(architecture, runs, target, lr)
+    return [
+        {"architecture": architecture, "l0": target, **both, **ratio(*both.values())} for target, both in found.items()
+    ]
 
 
 def of_side(architecture: str, seeds: list[list[dict[str, Any]]], target: int, lr: float) -> dict[str, Any]:
@@ -89,9 +101,9 @@ def carried(run: dict[str, Any], target: int) -> float:
     return run["fvu"] * (target / run["l0"]) ** SLOPE
 
 
-def ratio(sides: dict[str, Any]) -> dict[str, Any]:
+def ratio(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     """Ours by theirs, paired by seed: geometric mean and its 95 % t interval."""
-    logs = [math.log(a / b) for a, b in zip(*(sides[side]["seeds"] for side in SIDES), strict=True)]
+    logs = [math.log(a / b) for a, b in zip(ours["seeds"], theirs["seeds"], strict=True)]
     half = stats.t.ppf(0.975, len(logs) - 1) * stdev(logs) / math.sqrt(len(logs))
     low, middle, high = (math.exp(mean(logs) + sign * half) for sign in (-1, 0, 1))
     return {"ratio": middle, "interval": [low, high], "verdict": verdict(low, high)}
@@ -103,38 +115,44 @@ def verdict(low: float, high: float) -> str:
 
 
 def write_report(have: dict[str, dict[str, Any]], d_sae: int, batch: int, steps: int) -> None:
-    """Write results.json, and the table between the marks of README.md."""
-    rows, missing = [], []
-    for architecture in (*CHOSEN, *PENALISED):
-        found = compare(have, architecture)
-        rows += found or []
-        missing += [] if found else [architecture]
-    verdicts = [
-        {
-            "hypothesis": f"{row['architecture']} at L0 {row['l0']}: FVU at most 1.01 times SAELens's",
-            "verdict": row["verdict"],
-            "estimate": row["ratio"],
-            "interval": row["interval"],
-            "seeds": len(SEEDS),
-            "tokens": steps * batch,
-        }
-        for row in rows
-    ]
+    """Write results.json, and the tables between the marks of README.md."""
+    stages = {"first": dict.fromkeys((*CHOSEN, *PENALISED), SEEDS), "second": MORE_SEEDS}
+    tables: dict[str, list[dict[str, Any]]] = {}
+    verdicts, missing = [], []
+    for stage, architectures in stages.items():
+        tables[stage] = []
+        for architecture, seeds in architectures.items():
+            peer = sides(architecture)[1]
+            rows = compare(have, architecture, seeds)
+            missing += [] if rows else [f"{architecture} ({stage} stage)"]
+            tables[stage] += rows or []
+            verdicts += [
+                {
+                    "hypothesis": f"{architecture} at L0 {row['l0']}: FVU at most 1.01 times {peer}'s",
+                    "verdict": row["verdict"],
+                    "estimate": row["ratio"],
+                    "interval": row["interval"],
+                    "seeds": list(seeds),
+                    "tokens": steps * batch,
+                }
+                for row in rows or []
+            ]
     setting = {"d_sae": d_sae, "batch": batch, "steps": steps, "versions": versions()}
     REPORT.mkdir(parents=True, exist_ok=True)
-    results = {"verdicts": verdicts, "setting": setting, "rows": rows, "missing": missing}
+    results = {"verdicts": verdicts, "setting": setting, "rows": tables, "missing": missing}
     (REPORT / "results.json").write_text(json.dumps(results, indent=1) + "\n")
-    fill(REPORT / "README.md", table(rows))
+    for stage, rows in tables.items():
+        fill(REPORT / "README.md", stage, table(rows))
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| architecture | L0 | FVU, sae_tools (lr) | FVU, SAELens (lr) | ratio [95 %] | at least as good |",
+        "| architecture | L0 | FVU, sae_tools (lr) | FVU, the other library (lr) | ratio [95 %] | at least as good |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
         cells = []
-        for side in SIDES:
+        for side in sides(row["architecture"]):
             one = row[side]
             mark = "" if one["interpolated"] else "*"
             cells.append(f"{one['fvu']:.4f}{mark} ± {one['sd']:.4f} ({one['lr']:g})")
@@ -144,9 +162,9 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def fill(path: Path, text: str) -> None:
-    """Put the table between the marks."""
-    begin, end = "<!-- table -->\n", "\n<!-- end -->"
+def fill(path: Path, stage: str, text: str) -> None:
+    """Put the table between that stage's marks."""
+    begin, end = f"<!-- {stage} stage -->\n", "\n<!-- end -->"
     page = path.read_text()
     head, rest = page.split(begin)
-    path.write_text(head + begin + text + end + rest.split(end)[1])
+    path.write_text(head + begin + text + end + rest.split(end, 1)[1])

@@ -1,10 +1,12 @@
-"""Are our dictionaries as good as SAELens's? Every architecture, 2,000 steps on the bundled model's rows.
+"""Are our dictionaries as good as SAELens's, and transcoders as sparsify's? 2,000 steps on the bundled model's rows.
 
     python scripts/architectures/study.py [--workers 2] [--only relu,topk] [--dry-run]
 
-For each architecture and side: every learning rate at seed 0, then the best ones at three seeds. A run
-that was done is kept in runs/architectures/ and not done again, so the study can be stopped and continued; workers
-share what remains. At the end reports/architectures is written. SAELens comes with the development environment.
+For each architecture and side: every learning rate at seed 0, then the best ones at three seeds, and for those that
+were left undecided at eight fresh ones. A run that was done is kept in runs/architectures/ and not done again, so the
+study can be stopped and continued; workers share what remains. At the end reports/architectures is written. SAELens
+comes with the development environment; for transcoders the study goes on in .venv-peers, which the first run makes
+(minutes), where sparsify is as well.
 """
 
 from __future__ import annotations
@@ -18,11 +20,14 @@ import sys
 import time
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
+
 import torch
+from measure import environment
 from results import best_rates, write_report
 from rows import load, prepare
-from sides import ours, theirs
-from tasks import CHOSEN, PENALISED, SIDES, Task, at_the_best_rates, to_choose_a_rate
+from sides import SIDES
+from tasks import CHOSEN, MORE_SEEDS, PENALISED, SEEDS, TWO_SITES, Task, at_the_best_rates, sides, to_choose_a_rate
 
 HERE = Path(__file__).resolve().parent
 STEPS = 2000
@@ -57,20 +62,21 @@ def left(folder: Path, architectures: list[str]) -> list[Task]:
     """What can be run now; runs at the best rate come once it is known."""
     have, tasks = done(folder), []
     for architecture in architectures:
-        for side in SIDES:
+        for side in sides(architecture):
             first = list(to_choose_a_rate(architecture, side))
             tasks += [task for task in first if task.key not in have]
             if all(task.key in have for task in first):
                 rates = best_rates(architecture, [have[task.key] for task in first])
-                more = dict.fromkeys(at_the_best_rates(architecture, side, rates))
-                tasks += [task for task in more if task.key not in have]
+                for seeds in (SEEDS, MORE_SEEDS.get(architecture, ())):
+                    more = dict.fromkeys(at_the_best_rates(architecture, side, rates, seeds))
+                    tasks += [task for task in more if task.key not in have]
     return tasks
 
 
 def work(folder: Path, architectures: list[str], d_sae: int, batch: int) -> None:
     """Runs that nobody has claimed, until there are none."""
     torch.set_num_threads(1)
-    train, heldout = load(folder / "rows.safetensors")
+    data = load(folder, inputs=any(name in TWO_SITES for name in architectures))
     claims = folder / "claims"
     claims.mkdir(exist_ok=True)
     while True:
@@ -90,7 +96,7 @@ def work(folder: Path, architectures: list[str], d_sae: int, batch: int) -> None
             time.sleep(5)  # another worker's result decides what comes next
             continue
         began = time.monotonic()
-        figures = (ours if free.side == "sae_tools" else theirs)(free, train, heldout, d_sae, batch)
+        figures = SIDES[free.side](free, data[free.architecture in TWO_SITES], d_sae, batch)
         result = {"key": free.key, **free._asdict(), **figures, "seconds": time.monotonic() - began}
         with (folder / "results.jsonl").open("a") as file:
             file.write(json.dumps(result) + "\n")
@@ -99,6 +105,8 @@ def work(folder: Path, architectures: list[str], d_sae: int, batch: int) -> None
 
 def main() -> None:
     args = arguments()
+    if not args.dry_run and any(name in TWO_SITES for name in args.only):
+        environment.enter()
     folder = FOLDER / f"{args.d_sae}-{args.batch}"
     if args.worker:
         work(folder, args.only, args.d_sae, args.batch)
@@ -107,7 +115,7 @@ def main() -> None:
     if args.dry_run:
         print(f"{len(left(folder, args.only))} runs can be started now; {len(done(folder))} are done.")
         return
-    prepare(folder / "rows.safetensors", STEPS * args.batch)
+    prepare(folder, STEPS * args.batch, inputs=any(name in TWO_SITES for name in args.only))
     command = [sys.executable, __file__, *sys.argv[1:], "--worker"]
     environ = {**os.environ, "OMP_NUM_THREADS": "1"}
     workers = [subprocess.Popen(command, env=environ) for _ in range(args.workers)]

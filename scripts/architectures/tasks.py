@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
-SIDES = ("sae_tools", "saelens")
+OURS = "sae_tools"
+PEERS = {"transcoder": "sparsify", "skip-transcoder": "sparsify"}
+"""Whom an architecture is compared with: SAELens where it trains it. It has classes of transcoders, and no training."""
 LEARNING_RATES = (1.5e-3, 3e-3, 6e-3)
 SEEDS = (0, 1, 2)
+MORE_SEEDS = {"relu": tuple(range(3, 11)), "jumprelu": tuple(range(3, 11))}
+"""Of a second stage, for the architectures that three seeds left undecided somewhere."""
 TARGETS = (16, 32, 64)
 """Features per row at which reconstructions are compared."""
-CHOSEN = ("topk", "batchtopk", "matryoshka")
+TWO_SITES = ("transcoder", "skip-transcoder")
+"""TopK dictionaries that read the MLP's input and predict its output."""
+CHOSEN = ("topk", "batchtopk", "matryoshka", *TWO_SITES)
 """Architectures whose number of features per row is a setting, `k`; of the others a penalty's coefficient is."""
 PENALISED = ("relu", "gated", "jumprelu")
 COEFFICIENTS = {
@@ -19,6 +25,8 @@ COEFFICIENTS = {
     "jumprelu": (0.12, 0.3, 0.9),
 }
 """Chosen so that L0 spans 16 to 64 on both sides, whatever the learning rate, but for ReLU at the largest one (48)."""
+MORE_COEFFICIENTS = {"relu": (0.35,)}
+"""Of the second stage beside those, so that ReLU's L0 spans 64 too."""
 
 
 class Task(NamedTuple):
@@ -34,6 +42,11 @@ class Task(NamedTuple):
         return "/".join(f"{part:g}" if isinstance(part, float) else str(part) for part in self)
 
 
+def sides(architecture: str) -> tuple[str, str]:
+    """Ours, and the library it is compared with."""
+    return OURS, PEERS.get(architecture, "saelens")
+
+
 def settings(architecture: str) -> tuple[float, ...]:
     return tuple(float(k) for k in TARGETS) if architecture in CHOSEN else COEFFICIENTS[architecture]
 
@@ -45,12 +58,15 @@ def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
             yield Task(architecture, side, lr, setting, SEEDS[0])
 
 
-def at_the_best_rates(architecture: str, side: str, rates: dict[int, float]) -> Iterator[Task]:
+def at_the_best_rates(
+    architecture: str, side: str, rates: dict[int, float], seeds: tuple[int, ...] = SEEDS
+) -> Iterator[Task]:
     """What the figures at each L0 are read off: the setting that is that L0, or all where coefficients are settings.
 
     rates: the best learning rate at each L0.
     """
+    every = settings(architecture) + (() if seeds == SEEDS else MORE_COEFFICIENTS.get(architecture, ()))
     for target, lr in rates.items():
-        for seed in SEEDS:
-            for setting in (float(target),) if architecture in CHOSEN else settings(architecture):
+        for seed in seeds:
+            for setting in (float(target),) if architecture in CHOSEN else every:
                 yield Task(architecture, side, lr, setting, seed)
