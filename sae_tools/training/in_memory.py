@@ -1,4 +1,4 @@
-"""Training on rows that are given as tensors, with the machinery of jobs and nothing written to disk."""
+"""Training on rows that are given as tensors or arrays, with the machinery of jobs and nothing written to disk."""
 
 from __future__ import annotations
 
@@ -91,11 +91,11 @@ def train(
         `architecture` in a configuration); its configuration; a `DictionaryConfig`, of which site and space do not
         matter here; or a dictionary, from whose weights training goes on in a copy (settings it has no word for, such
         as `l1`, are further keywords; a skip connection, sizes and initial biases are its own).
-    rows: a tensor [rows, d_in]; a pair (x, target) of them for a dictionary that predicts other vectors than it reads
-        (a transcoder, with a skip connection if `skip`); or any iterable of such tensors or pairs, of any numbers of
-        rows (`Rebatched`). A tensor is shuffled anew in every pass. An iterable is taken in its own order: shuffle it,
-        since neighbouring tokens are alike.
-    tokens: rows to train on, rounded up to whole batches; None: all of a tensor once.
+    rows: a tensor or numpy array [rows, d_in]; a pair (x, target) of them for a dictionary that predicts other vectors
+        than it reads (a transcoder, with a skip connection if `skip`); or any iterable of these, of any numbers of rows
+        (`Rebatched`). A tensor or array is shuffled anew in every pass. An iterable is taken in its own order: shuffle
+        it, since neighbouring tokens are alike.
+    tokens: rows to train on, rounded up to whole batches; None: all of a tensor or array once.
     lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration; warmup_steps None: a tenth of the
         steps, at most 100.
     match_l0: features per row that the sparsity coefficient is searched for, as in a job; `coefficient` and `l0` of the

@@ -1,10 +1,12 @@
-"""Rows from anywhere: tensors of any number of rows in, batches of one size out."""
+"""Rows from anywhere: tensors or arrays of any number of rows in, batches of one size out."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,8 +14,9 @@ from torch import Tensor
 from sae_tools.errors import UserError
 from sae_tools.seeds import generator
 
-Chunk = Tensor | tuple[Tensor, Tensor]
-Source = Tensor | tuple[Tensor, Tensor] | Iterable[Chunk] | Iterable[list[Tensor]]
+Array = Tensor | np.ndarray
+Chunk = Array | tuple[Array, Array] | list[Tensor] | list[np.ndarray]
+Source = Array | tuple[Array, Array] | Iterable[Chunk]
 
 
 class Batch(NamedTuple):
@@ -28,18 +31,20 @@ class Batch(NamedTuple):
 class Rebatched(Iterator[Batch]):
     """Batches of exactly `batch_size` rows, float32 on `device`, in the order that the rows come in.
 
-    source: a tensor of rows, or a pair (x, target) of them, which are taken again and again in random orders drawn from
-    `seed`; or anything that gives such tensors or pairs, of any number of rows each: it is gone through again when it
-    ends, if it can be (a list or a DataLoader, not a generator). What is left over at the end is less than a batch and
-    is dropped. Raises UserError for what is no such tensor, or another than those before.
+    source: a tensor or numpy array of rows, or a pair (x, target) of them, which are taken again and again in random
+    orders drawn from `seed`; or anything that gives such rows or pairs, any number of them each time: it is gone
+    through again when it ends, if it can be (a list or a DataLoader, not a generator). Numbers are floating-point ones,
+    of numpy 16, 32 or 64 bits; an array is not copied as a whole, so that one on disk (`np.load(…, mmap_mode="r")`)
+    stays there. What is left over at the end is less than a batch and is dropped. Raises UserError for what is no such
+    thing, or of other widths than what came before.
     """
 
     def __init__(self, source: Source, batch_size: int, device: torch.device | str, seed: int = 0):
-        whole = isinstance(source, Tensor) or _is_pair(source)
-        self.rows = len(_batch(source).x) if whole else None
+        whole = _batch(source) if isinstance(source, Array) or _is_pair(source) else None
+        self.rows = None if whole is None else len(whole)
         """How many there are; None: as many as come."""
         self.batch_size, self.device = batch_size, device
-        self._chunks = _permuted(_batch(source), batch_size, seed) if whole else _repeated(source)  # type: ignore[arg-type]
+        self._chunks = _repeated(source) if whole is None else _permuted(whole, batch_size, seed)
         self._waiting: list[Batch] = []
         self._kept = 0
         self._shape: tuple[int, int | None] | None = None
@@ -79,26 +84,41 @@ class Rebatched(Iterator[Batch]):
                 self._kept += len(batch)
 
 
-def _is_pair(value: Any) -> bool:
-    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(t, Tensor) for t in value)
+def _is_pair(value: Any, kind: type = tuple) -> bool:
+    return isinstance(value, kind) and len(value) == 2 and all(isinstance(part, Array) for part in value)
 
 
 def _batch(chunk: Any) -> Batch:
-    pair = chunk if _is_pair(chunk) else (chunk, None)
-    if isinstance(chunk, list) and len(chunk) == 2 and all(isinstance(t, Tensor) for t in chunk):
-        pair = tuple(chunk)  # as a DataLoader has it
-    x, y = pair
-    if not isinstance(x, Tensor):
-        raise UserError(f"rows are tensors, or pairs of tensors (x, target), but {type(chunk).__name__} came.")
-    for tensor in (x,) if y is None else (x, y):
-        if tensor.dim() != 2 or not tensor.is_floating_point():
-            kind = str(tensor.dtype).removeprefix("torch.")
-            raise UserError(
-                f"rows are floating-point tensors [rows, width], but one of shape {list(tensor.shape)} and {kind} came."
-            )
-    if y is not None and len(x) != len(y):
-        raise UserError(f"x and target must have the same number of rows, but have {len(x)} and {len(y)}.")
-    return Batch(x, y)
+    """One chunk; a list of two is a pair too, as a DataLoader has it."""
+    x, y = chunk if _is_pair(chunk) or _is_pair(chunk, list) else (chunk, None)
+    if not isinstance(x, Array):
+        raise UserError(
+            f"rows are tensors or numpy arrays, or pairs of them (x, target), but {type(chunk).__name__} came."
+        )
+    batch = Batch(_tensor(x), None if y is None else _tensor(y))
+    if batch.y is not None and len(batch.x) != len(batch.y):
+        raise UserError(f"x and target must have the same number of rows, but have {len(batch.x)} and {len(batch.y)}.")
+    return batch
+
+
+def _tensor(rows: Array) -> Float[Tensor, "rows width"]:
+    """Checked; an array's own numbers, where torch can have them so."""
+    array = isinstance(rows, np.ndarray)
+    real = rows.dtype.kind == "f" and rows.dtype.itemsize <= 8 if array else rows.is_floating_point()
+    if rows.ndim != 2 or not real:
+        kind = str(rows.dtype).removeprefix("torch.")
+        raise UserError(
+            f"rows are [rows, width] of floating-point numbers{' of 16, 32 or 64 bits' if array else ''}, but "
+            f"{'an array' if array else 'a tensor'} of shape {list(rows.shape)} and {kind} came."
+        )
+    if not array:
+        return rows
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nor is it written to
+        try:
+            return torch.from_numpy(rows)
+        except (TypeError, ValueError):  # an order of bytes or of rows that torch does not have
+            return torch.from_numpy(np.array(rows, rows.dtype.newbyteorder("="), order="C"))
 
 
 def _permuted(rows: Batch, at_a_time: int, seed: int) -> Iterator[Chunk]:
@@ -115,7 +135,9 @@ def _repeated(source: Iterable[Any]) -> Iterator[Any]:
     try:
         again = iter(source)
     except TypeError:
-        raise UserError(f"rows are tensors, or something that gives them, and no {type(source).__name__}.") from None
+        raise UserError(
+            f"rows are tensors or numpy arrays, or something that gives them, and no {type(source).__name__}."
+        ) from None
     while True:
         empty = True
         for chunk in again:

@@ -82,6 +82,14 @@ def test_an_iterator_gives_the_same_as_its_rows_in_other_pieces():
     assert train(cfg, [x], **arguments).metrics == whole.metrics
 
 
+def test_arrays_train_as_tensors_do():
+    x = toy(2000)
+    arguments: dict[str, Any] = {"k": 3, "tokens": 2560, **SHORT}
+    first = train("topk", x, **arguments)
+    again = train("topk", x.numpy(), **arguments)
+    assert torch.equal(first.dictionary.encoder, again.dictionary.encoder) and first.metrics == again.metrics
+
+
 def test_rows_that_run_out():
     with pytest.warns(UserWarning, match="the rows ran out after 2,816 of 5,120"):
         trained = train("topk", iter([toy(3000)]), k=3, tokens=5000, **SHORT)
