@@ -9,7 +9,8 @@ if the norms differ. Everything else is fresh: optimiser, counters, learning rat
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from sae_tools.dictionaries.formats.read import read_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import LanguageModel
 from sae_tools.models.sites import Site, resolve_site
+from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.spaces import Space
 from sae_tools.training.sites import Sites
@@ -47,14 +49,14 @@ TAKES = {
 }
 """By the architecture that is trained: of which others the weights mean the same. (`jumprelu` for BatchTopK: only with
 one threshold for all features, which is how others store a BatchTopK dictionary.)"""
-BESIDE = "space.safetensors"
-"""Where a checkpoint of ours has the space that it was trained in."""
 
 
 @dataclass(frozen=True)
 class Initial:
     """What a dictionary starts from, checked as far as that goes without its space."""
 
+    key: str
+    """The setting that names it."""
     path: Path
     dictionary: Dictionary
     metadata: dict[str, Any]
@@ -78,15 +80,25 @@ def read_initials(
     found = {}
     for name, cfg in dictionaries.items():
         if cfg.init_from is not None:
-            where = f"dictionaries.{name}.init_from: {cfg.init_from}"
-            dictionary, metadata = read_dictionary(cfg.init_from, fold_decoder_norm=False)
-            found[name] = Initial(Path(cfg.init_from), dictionary, metadata)
-            _check(where, cfg, found[name], sites[name], model)
+            key = f"dictionaries.{name}.init_from"
+            with _said_of(key):
+                dictionary, metadata = read_dictionary(cfg.init_from, fold_decoder_norm=False)
+                found[name] = Initial(key, Path(cfg.init_from), dictionary, metadata)
+                _check(cfg, found[name], sites[name], model)
     return found
 
 
-def _check(where: str, cfg: DictionaryConfig, initial: Initial, sites: Sites, model: LanguageModel) -> None:
-    dictionary, metadata = initial.dictionary, initial.metadata
+@contextmanager
+def _said_of(key: str) -> Iterator[None]:
+    """Errors about the file name the setting too."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from None
+
+
+def _check(cfg: DictionaryConfig, initial: Initial, sites: Sites, model: LanguageModel) -> None:
+    where, dictionary, metadata = initial.path, initial.dictionary, initial.metadata
     kind, wanted = KIND_OF[type(dictionary)], cfg.architecture.kind
     if kind not in TAKES[wanted]:
         raise UserError(f"{where} is a {kind} dictionary, whose weights mean nothing to {wanted}.")
@@ -98,11 +110,11 @@ def _check(where: str, cfg: DictionaryConfig, initial: Initial, sites: Sites, mo
         widths = cfg.architecture.widths_of(cfg.d_sae)
         if dictionary.widths != widths:
             raise UserError(f"{where} nests {dictionary.widths} features, but architecture.widths is {widths}.")
-    for key, site, width, what in (
-        ("hook_name", sites.read, dictionary.d_in, "reads"),
-        ("hook_name_out", sites.written, dictionary.d_out, "writes"),
+    for key, ours, site, width, what in (
+        ("hook_name", "site", sites.read, dictionary.d_in, "reads"),
+        ("hook_name_out", "site_out", sites.written, dictionary.d_out, "writes"),
     ):
-        said = metadata.get(key)
+        said = metadata.get(key) or metadata.get(ours)  # weights of a space name no hook, which they do not act on
         if isinstance(said, str) and not _same_site(said, site, model):
             raise UserError(f"{where} {what} {said[:100]}, but the dictionary {site.name}.")
         if metadata.get("coordinates") != "space" and width != site.width:
@@ -110,10 +122,9 @@ def _check(where: str, cfg: DictionaryConfig, initial: Initial, sites: Sites, mo
     if dictionary.W_skip is not None and not cfg.skip:
         raise UserError(f"{where} has a skip connection, and skip is not set.")
     if metadata.get("coordinates") == "space":
-        if cfg.writes is not None:
-            raise UserError(f"{where}: the weights of a two-site dictionary in a space cannot be carried into another.")
-        if not (initial.path / BESIDE).is_file():
-            raise UserError(f"{where}: the weights are those of a space, and its {BESIDE} is missing.")
+        for file in (SPACE,) if cfg.writes is None else (SPACE, TARGET_SPACE):
+            if not (initial.path / file).is_file():
+                raise UserError(f"{where}: the weights are those of a space, and its {file} is missing.")
 
 
 def _same_site(said: str, site: Site, model: LanguageModel) -> bool:
@@ -128,17 +139,10 @@ def started_from(initial: Initial, fresh: Dictionary, space: Space, writes: Spac
     """The file's weights with the settings of `fresh`, in the coordinates of `space` (and `writes`).
 
     fresh: as the job would start without the file, on the CPU. Raises UserError where the weights are those of a space
-    that has no map to this one.
+    that has no map to this one, or this one has none to the site's activations that they are for.
     """
-    space, writes = space.to("cpu"), None if writes is None else writes.to("cpu")
-    source = initial.dictionary
-    if initial.metadata.get("coordinates") == "space":
-        source = unfold(source, _between(initial, space))
-    else:
-        source = unfold(source, space, writes)
-        if source.subtract_b_dec and writes is None:
-            source = put_together(_with_unseen(take_apart(source), initial.dictionary, space))
-    parts = take_apart(source)
+    with _said_of(initial.key):
+        parts = _carried(initial, space.to("cpu"), None if writes is None else writes.to("cpu"))
     parts = with_subtraction(parts) if fresh.subtract_b_dec else without_subtraction(parts)
     own = take_apart(fresh)
     scaling = unit_scaling(parts.W_dec)
@@ -156,6 +160,22 @@ def started_from(initial: Initial, fresh: Dictionary, space: Space, writes: Spac
     return put_together(replace(parts, kind=own.kind, settings=settings, features=features, W_skip=W_skip))
 
 
+def _carried(initial: Initial, space: Space, writes: Space | None) -> Parts:
+    """The file's weights in the coordinates of `space` (and `writes`)."""
+    source = initial.dictionary
+    if initial.metadata.get("coordinates") == "space":
+        read = _between(initial.path / SPACE, space, source.d_in)
+        written = None if writes is None else _between(initial.path / TARGET_SPACE, writes, source.d_out)
+        return take_apart(unfold(source, read, written))
+    if not (space.foldable and (writes is None or writes.foldable)):
+        raise UserError(
+            f"{initial.path} acts on the site's activations, which have no fixed map to a space with ln 'token'; give "
+            "the dictionary ln 'mean', or the checkpoint of one that was trained in such a space."
+        )
+    parts = take_apart(unfold(source, space, writes))
+    return _with_unseen(parts, source, space) if parts.subtract_b_dec and writes is None else parts
+
+
 def _with_unseen(parts: Parts, source: Dictionary, space: Space) -> Parts:
     """What the source's encoder makes of the mean activation where the space cannot see it goes into its bias."""
     forward, lift = space.affine()
@@ -163,21 +183,25 @@ def _with_unseen(parts: Parts, source: Dictionary, space: Space) -> Parts:
     return shifted(parts, source.encoder.double() @ unseen)
 
 
-def _between(initial: Initial, space: Space) -> Space:
-    """From the coordinates of the space that the weights were trained in to those of `space`."""
-    before = Space.from_state(*load_tensors(initial.path / BESIDE))
+def _between(file: Path, space: Space, width: int) -> Space:
+    """From the coordinates of the space in `file`, of that width, to those of `space`."""
+    before = Space.from_state(*load_tensors(file))
+    if before.dim != width:
+        raise UserError(f"{file} is a space of {before.dim} dimensions, but the weights beside it have {width}.")
     same = before.kind == space.kind and before.ln == space.ln and before.dim == space.dim
     if not same or not _close(before.matrix, space.matrix):
         raise UserError(
-            f"{initial.path} was trained in {before.kind} with ln '{before.ln}', which has no fixed map to the "
+            f"{file}: the weights were trained in {before.kind} with ln '{before.ln}', which has no fixed map to the "
             f"dictionary's {space.kind} with ln '{space.ln}'; give the dictionary the same space."
         )
+    # z = (x M f - c) / s in both, f being 1/σ of the very token, or (ln mean) an estimate: then each has its own
+    ratio = 1.0
+    if before.inverse_sigma is not None and space.inverse_sigma is not None:
+        ratio = before.inverse_sigma / space.inverse_sigma
+    offset = (ratio * space.centre.double() - before.centre.double()) / before.scale
+    scale = ratio * space.scale / before.scale
     zeros = torch.zeros_like(space.centre)
-    # z = ((x M)/σ - c)/s in both
-    offset = (space.centre.double() - before.centre.double()) / before.scale
-    return Space(
-        space.kind, space.site, space.dim, space.dim, "none", space.scale / before.scale, offset.float(), zeros
-    )
+    return Space(space.kind, space.site, space.dim, space.dim, "none", scale, offset.float(), zeros)
 
 
 def _close(a: Tensor | None, b: Tensor | None) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from sae_tools.dictionaries.formats.read import load_dictionary
 from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
 from sae_tools.rows import Rows
+from sae_tools.runs.tensors import load_tensors
+from sae_tools.spaces import Space
 from sae_tools.training.job import Job
 from sae_tools.training.loop import next_rows
 from sae_tools.training.run import run_job
@@ -37,6 +40,14 @@ MORE: dict[str, Any] = {
         "site": "mlp_in@1",
         "space": {"kind": "resid"},
         "writes": {"site": "mlp_out@1", "space": {"kind": "resid_update", "centre": "mean"}},
+        "skip": True,
+        "d_sae": 40,
+        "architecture": TOPK,
+    },
+    "between": {
+        "site": "attn_out@1",
+        "space": {"kind": "logit_update", "ln": "mean", "centre": "mean"},
+        "writes": {"site": "mlp_out@1", "space": {"kind": "logit_update", "ln": "token", "centre": "mean"}},
         "skip": True,
         "d_sae": 40,
         "architecture": TOPK,
@@ -126,6 +137,40 @@ def test_weights_of_a_space_go_into_the_same_space_estimated_anew(before: Path, 
         start(before, folder, {"token": {"space": {"kind": "resid_update"}}})
 
 
+def test_weights_between_two_spaces_go_into_the_same_two(before: Path, folder: Path, tmp_path: Path):
+    job = start(before, folder, {"between": {}})
+    (trainee,) = job.trainees
+    rows, _ = next_rows(job)
+    path = checkpoint(before, "between")
+    source = load_dictionary(path)
+    read, written = (
+        Space.from_state(*load_tensors(path / name)) for name in ("space.safetensors", "target_space.safetensors")
+    )
+    assert trainee.target_space is not None and read.inverse_sigma != trainee.space.inverse_sigma
+    assert read.scale != trainee.space.scale and written.scale != trainee.target_space.scale
+    y = rows.activations["mlp_out@1"]
+    with torch.no_grad():
+        z, theirs = trainee.space.read(rows), source.encode(read.read(rows))
+        expected = written.lift(source(read.read(rows)), rows.scale, rows.position, y)
+        found = trainee.target_space.lift(trainee.dictionary(z), rows.scale, rows.position, y)
+        assert torch.equal(trainee.dictionary.encode(z) > 0, theirs > 0) and (theirs > 0).any()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    job.close()
+    own = MORE["between"]
+    written_elsewhere = {"site": "mlp_out@1", "space": {"kind": "logit_update", "ln": "mean"}}
+    lost = shutil.copytree(path, tmp_path / "lost")
+    (lost / "target_space.safetensors").unlink()
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"writes": written_elsewhere}, "target_space.safetensors: the weights were trained in .* with ln 'token', wh"),
+        ({"space": {"kind": "resid_update"}}, "/space.safetensors: .* no fixed map to the dictionary's resid_update"),
+        ({"writes": None, "skip": False, "space": own["space"]}, "writes mlp_out@1, but the dictionary attn_out@1"),
+        ({"init_from": str(lost)}, "the weights are those of a space, and its target_space.safetensors is missing"),
+    ]
+    for changes, message in wrong:
+        with pytest.raises(UserError, match=r"^dictionaries.between.init_from: .*" + message):
+            start(before, folder, {"between": changes})
+
+
 def random_tensors(d: int = 32, d_sae: int = 40) -> tuple[Tensor, ...]:
     g = torch.Generator().manual_seed(3)
     encoder, W_dec = torch.randn(d_sae, d, generator=g), torch.randn(d_sae, d, generator=g)
@@ -193,17 +238,21 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(before: Path, folder
     runs = set((folder / "runs").iterdir())
     other = saved(tmp_path, TopKDictionary(*random_tensors(), k=4))
     acts = {"site": "mlp_acts@1", "space": {"kind": "mlp_acts"}, "d_sae": 40}
+    damaged = shutil.copytree(checkpoint(before, "update"), tmp_path / "damaged")
+    os.truncate(damaged / "sae_weights.safetensors", 1000)
     wrong: list[tuple[dict[str, dict[str, Any]], str]] = [
         ({"update": {"architecture": {"kind": "relu"}}}, "is a topk dictionary, whose weights mean nothing to relu"),
         ({"update": {"d_sae": 48}}, "has 64 features, but d_sae is 48"),
         ({"update": {"site": "mlp_out@2"}}, "reads blocks.1.hook_mlp_out, but the dictionary mlp_out@2"),
         ({"update": {"init_from": other, **acts}}, "reads 32 dimensions, but mlp_acts@1 has 128"),
         ({"update": {"init_from": str(tmp_path / "nothing")}}, "there is no such file or folder"),
+        ({"update": {"init_from": str(damaged)}}, "sae_weights.safetensors"),
+        ({"token": {"init_from": str(checkpoint(before, "update")), "d_sae": 64}}, "no fixed map to a space with ln"),
         ({"transcoder": {"skip": False}}, "has a skip connection, and skip is not set"),
         ({"nested": {"architecture": {**TOPK, "kind": "matryoshka", "widths": [4, 40]}}}, r"nests \[8, 40\] features"),
     ]
     for changes, message in wrong:
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(UserError, match=rf"^dictionaries.{next(iter(changes))}.init_from: .*{message}"):
             start(before, folder, changes)
     assert set((folder / "runs").iterdir()) == runs
 
