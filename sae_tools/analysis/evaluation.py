@@ -20,7 +20,7 @@ from sae_tools.analysis.corpus import read_corpus
 from sae_tools.analysis.evaluation_pass import contexts_at_a_time, evaluate
 from sae_tools.analysis.evaluation_table import DEFINITIONS
 from sae_tools.analysis.labels import label_corpus
-from sae_tools.analysis.probing import probe
+from sae_tools.analysis.probing import probe, why_none
 from sae_tools.analysis.sources import Group, open_sources
 from sae_tools.config_eval import EvalConfig
 from sae_tools.errors import UserError
@@ -134,6 +134,9 @@ def evaluate_group(
             )
             for name, found in probes.items():
                 entries[name]["probing"] = found
+            about = next(iter(probes.values()))  # of all dictionaries the same labels
+            if not about["tasks"]:
+                say(f"No probing: {why_none(about)}; more text may do (tokens=, probing.tokens=).")
     described = {
         "model": model.name,
         "data": group.data.model_dump(mode="json"),

@@ -70,7 +70,7 @@ def tables_of(part: dict[str, Entry], corpus: dict[str, Any]) -> Iterator[Table]
     if all("controls" in entry for entry in entries):
         tokens = entries[0]["controls"]["identity"]["tokens"]
         yield table(f"Controls, on {tokens:,} of these tokens", part, control_rows())
-    if all("probing" in entry for entry in entries):
+    if all("probing" in entry and entry["probing"]["tasks"] for entry in entries):
         about = entries[0]["probing"]
         documents, tokens = about["documents"], about["tokens"]
         yield table(

@@ -134,6 +134,16 @@ def probe(
     return out
 
 
+def why_none(about: dict[str, Any]) -> str:
+    """Of an entry without tasks: a clause that says what a label needs, and what there was."""
+    tokens, documents = about["tokens"], about["documents"]
+    return (
+        f"none of {len(about['left_out'])} labels has {ENOUGH} tokens with it and {ENOUGH} without it both in the "
+        f"documents that probes are fitted on ({documents['train']:,}, {tokens['train']:,} tokens) and in the others "
+        f"({documents['test']:,}, {tokens['test']:,} tokens)"
+    )
+
+
 def counts(yes: Bool[np.ndarray, " rows"]) -> dict[str, int]:
     return {"yes": int(yes.sum()), "no": int((~yes).sum())}
 

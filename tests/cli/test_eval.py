@@ -76,6 +76,17 @@ def test_the_same_again_is_the_same_and_parts_can_be_left_out(run: Path, sae_eva
     assert all("controls" not in entry and "probing" not in entry for entry in entries.values())
 
 
+def test_probes_without_enough_tokens_are_no_table_of_dashes(run: Path, sae_eval: Command):
+    status, out, err = sae_eval(run, "tokens=60", "controls.enabled=false", "probing.labels=python")
+    assert status == 0 and "Probes" not in out
+    sentence = r"No probing: none of (\d+) labels has 30 tokens with it and 30 without it both in the documents that"
+    found = re.search(sentence + r" probes are fitted on \(\d+, (\d+) tokens\) and .* \(\d+, (\d+) tokens\)", err)
+    assert found is not None
+    entry = atomic.read_json(run / "analysis" / "evaluation.json")["dictionaries"]["acts"]["probing"]
+    assert not entry["tasks"] and len(entry["left_out"]) == int(found[1])
+    assert (entry["tokens"]["train"], entry["tokens"]["test"]) == (int(found[2]), int(found[3]))
+
+
 def test_several_runs_and_an_sae_of_others(run: Path, trained: Path, sae_eval: Command, monkeypatch, tmp_path: Path):
     monkeypatch.chdir(tmp_path)
     alone = Path(shutil.copytree(run / "update" / "checkpoints" / "3072", tmp_path / "alone"))
