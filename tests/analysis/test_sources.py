@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sae_tools.analysis.metadata import same_text
 from sae_tools.analysis.origins import find_origins, name_origins
+from sae_tools.analysis.run_with_dictionary import run_with_dictionary
 from sae_tools.analysis.sources import Group, Source, open_sources
 from sae_tools.config import DataConfig, ModelConfig, RowsConfig
 from sae_tools.config_report import ReportConfig
@@ -22,6 +23,7 @@ from sae_tools.errors import UserError
 from sae_tools.models.load import load_model
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.training.run import run_job
+from tests.dictionaries.formats.examples import example
 from tests.jobs import job_config, text_corpus
 from tests.tiny_models import WIDTH, tiny_model
 
@@ -146,6 +148,17 @@ def test_an_export_without_its_run(run: Path, tmp_path: Path) -> None:
     with torch.no_grad():
         own = source.subject.dictionary.encode(source.subject.space.forward(x))
         assert torch.allclose(own, plain.encode(x), atol=1e-4) and own.sum() > 0
+
+
+def test_a_run_on_shuffled_weights_is_opened_on_them(tmp_path: Path) -> None:
+    """Also by a checkpoint alone, whose metadata has the seed."""
+    path = run_job(job_config(tmp_path, model={"name": str(tiny_model("gpt2")), "shuffle_weights": 5})).run.path
+    run = load_model(tiny_model("gpt2"), shuffle_weights=5).describe()
+    checkpoint = next((path / "update" / "checkpoints").iterdir())
+    alone = Path(shutil.copytree(checkpoint, tmp_path / "alone"))
+    for given in (path, alone):
+        (group,) = open_sources([given], CFG.model_copy(update={"data": DataConfig(source="python-stdlib")}))
+        assert group.model.describe() == run, given
 
 
 def test_a_folder_of_saelens(tmp_path: Path) -> None:
@@ -283,7 +296,7 @@ def test_what_the_metadata_leaves_to_the_user(metadata: dict[str, Any], sentence
 
 def test_all_that_is_unsaid_is_asked_for_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """And before any model is loaded, also that of another SAE."""
-    monkeypatch.setattr("sae_tools.analysis.sources.load_model", lambda *args, **kwargs: pytest.fail("loaded"))
+    monkeypatch.setattr("sae_tools.analysis.sources.load_configured", lambda *args, **kwargs: pytest.fail("loaded"))
     well = saelens_folder(tmp_path / "well")
     bare = saelens_folder(tmp_path / "bare", **dict.fromkeys(("model_name", "hook_name", "dataset_path")))
     with pytest.raises(UserError) as error:
@@ -395,3 +408,19 @@ def test_dictionaries_in_any_format(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="in a format that is read .it has no cfg.json and no ae.pt"):
         (tmp_path / "empty").mkdir()
         find_origins([tmp_path / "empty"])
+
+
+@pytest.mark.parametrize("name", ["layers.1", "of no name"])
+def test_an_autoencoder_with_a_skip_connection_writes_where_it_reads(name: str, tmp_path: Path) -> None:
+    """sparsify has such: `skip_connection` without `transcode`."""
+    theirs, skipping = tmp_path / name, example("topk", d_in=WIDTH, d_out=WIDTH, skip=True)
+    write_dictionary(skipping, theirs, "sparsify", {})
+    assert json.loads((theirs / "cfg.json").read_text())["transcode"] is False
+    settings = {"model": ModelConfig(name=str(tiny_model("gpt2"))), "data": DataConfig(source="python-stdlib")}
+    named = {} if name == "layers.1" else {"site": "resid_post@1"}
+    (source,) = all_sources(open_sources([theirs], CFG.model_copy(update={**settings, **named})))
+    subject = source.subject
+    assert subject.target_space is None and subject.written_site.name == subject.site.name == "resid_post@1"
+    assert subject.dictionary.W_skip is not None
+    run = run_with_dictionary(load_model(str(tiny_model("gpt2"))), theirs, [1, 2, 3], named.get("site"))
+    assert run.read.sum() == 2

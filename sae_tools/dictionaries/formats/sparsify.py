@@ -1,8 +1,9 @@
 """sparsify's folders: `cfg.json` and `sae.safetensors`; read and written without the library.
 
 The k largest of ReLU(x W + b), decoded: x - b_dec is encoded unless cfg.json says `transcode`, and x W_skip is added
-where it says `skip_connection`. `multi_topk` is a part of training's loss; what `encode` gives does not depend on it
-(the library's `forward` returns a reconstruction of 4 k features then, which is not what is read here).
+where it says `skip_connection`: without `transcode` that is an autoencoder, which writes where it reads. `multi_topk`
+is a part of training's loss; what `encode` gives does not depend on it (the library's `forward` returns a
+reconstruction of 4 k features then, which is not what is read here).
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def read_sparsify(path: str | Path) -> tuple[Dictionary, dict[str, Any]]:
         W_skip=tensors["W_skip"].T if skip else None,
         subtract_b_dec=not transcode,
     )
-    name = "skip_transcoder" if skip else "transcoder" if transcode else "sae"
+    name = ("skip_" if skip else "") + ("transcoder" if transcode else "sae")
     metadata = {**_metadata(path, cfg, transcode), "format": "sparsify", "architecture": f"topk_{name}"}
     return finished(parts, metadata, path / WEIGHTS, unit_norms=False)
 

@@ -65,6 +65,7 @@ def test_their_coder_does_what_is_read(dtype: torch.dtype, transcode: bool, skip
     assert (said["model_name"], said["dataset_path"], said["context_size"]) == ("gpt2", "text", 64)
     assert said["hook_name_out" if transcode else "hook_name"] == "blocks.3.hook_resid_post"
     assert said["sparsify"]["multi_topk"] is True
+    assert ("transcoder" in said["architecture"]) == transcode
 
 
 @pytest.mark.parametrize(
