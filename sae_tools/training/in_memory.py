@@ -90,7 +90,10 @@ def train(
     what: an architecture's name, with its settings as further keywords (`k=32`, `l1=2.0`; all of them are those of
         `architecture` in a configuration); its configuration; a `DictionaryConfig`, of which site and space do not
         matter here; or a dictionary, from whose weights training goes on in a copy (settings it has no word for, such
-        as `l1`, are further keywords; a skip connection, sizes and initial biases are its own).
+        as `l1`, are further keywords; a skip connection, sizes and initial biases are its own). Where training keeps
+        decoder rows at norm 1, other norms are folded into the encoder first, which leaves the function of features
+        that decide for themselves as it was; `topk`, `batchtopk` and `matryoshka` then choose by activation times
+        norm, and no longer the features that a dictionary with free norms (`decoder_norms`) chose.
     rows: a tensor or numpy array [rows, d_in]; a pair (x, target) of them for a dictionary that predicts other vectors
         than it reads (a transcoder, with a skip connection if `skip`); or any iterable of these, of any numbers of rows
         (`Rebatched`). A tensor or array is shuffled anew in every pass. An iterable is taken in its own order: shuffle
