@@ -42,7 +42,8 @@ class DictionaryRun(NamedTuple):
     """[batch, position, d_sae]: activations on the unedited model, 0 at tokens that the dictionary does not read;
     dense, or sparse COO. In the dictionary's own unit: `decoder_norms` says what 1 adds."""
     reconstruction: Float[Tensor, "batch position d_site"]
-    """At the site that it writes, made of the activations as edited; the model's own at all other tokens."""
+    """At the site that it writes, made of the activations as edited; the model's own at all other tokens. What the space
+    of a `Subject` cannot see is the model's own too."""
     loss: Float[Tensor, "batch predicted"]
     """-log p(next token) in nats; the last position has no next token."""
     tokens: Int[Tensor, "batch position"]
@@ -74,7 +75,10 @@ def run_with_dictionary(
         run.logits, run.features[0, -1].topk(5), run.loss.mean()
 
     model: anything that `load_model` takes. dictionary: one in memory on the activations of a site (`load_dictionary`,
-        `train`), a `Subject` with its space, or a path.
+        `train`), a `Subject` with its space, or a path. A checkpoint of ours is its export, on the activations of the
+        site: of what its space cannot see (with `logit_update` and LayerNorm the mean over channels, which no logit
+        depends on) its reconstruction has the mean of the training text, where that of a `Subject` in the space keeps
+        the activations' own. So the two reconstructions differ by that part, and logits agree.
     tokens: ids [batch, position] or [position], or a text, which gets BOS in front.
     site: where it reads; None: what its metadata says. writes: where its reconstruction belongs, for one that reads
         elsewhere (None: its metadata, or the site).

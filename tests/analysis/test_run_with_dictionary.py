@@ -159,6 +159,20 @@ def test_in_a_space_that_is_another_at_every_token(tmp_path: Path):
 
 
 @torch.no_grad()
+def test_by_its_path_a_checkpoint_has_the_mean_of_what_no_logit_shows(tmp_path: Path):
+    subject = tiny_subject(tiny(), SITE, "logit_update")
+    export_saelens(subject.dictionary, subject.space, tmp_path, {})
+    whole, export = (run_with_dictionary(tiny(), given, corpus().tokens) for given in (subject, str(tmp_path)))
+    close(export.logits, whole.logits)
+    matrix, inverse = subject.space.matrix, subject.space.inverse
+    assert matrix is not None and inverse is not None
+    x = rows_at(SITE)
+    unseen = x - x @ matrix @ inverse - subject.space.null_mean
+    assert unseen.abs().max() > 0.01
+    close((whole.reconstruction - export.reconstruction)[corpus().kept], unseen)
+
+
+@torch.no_grad()
 def test_a_transcoder_is_put_where_it_writes():
     dictionary = sae(skip=True)
     dictionary.metadata = {"hook_name": "blocks.1.mlp.hook_in", "hook_name_out": HOOK}
