@@ -42,8 +42,8 @@ class DictionaryRun(NamedTuple):
     """[batch, position, d_sae]: activations on the unedited model, 0 at tokens that the dictionary does not read;
     dense, or sparse COO. In the dictionary's own unit: `decoder_norms` says what 1 adds."""
     reconstruction: Float[Tensor, "batch position d_site"]
-    """At the site that it writes, made of the activations as edited; the model's own at all other tokens. What the space
-    of a `Subject` cannot see is the model's own too."""
+    """At the site that it writes, made of the activations as edited; the model's own at all other tokens. Of a
+    `Subject`, what its space cannot see is the model's own too."""
     loss: Float[Tensor, "batch predicted"]
     """-log p(next token) in nats; the last position has no next token."""
     tokens: Int[Tensor, "batch position"]
