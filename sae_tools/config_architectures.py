@@ -16,12 +16,17 @@ from sae_tools.config_section import Section
 class Architecture(Section):
     """What training asks of any architecture."""
 
+    kind: Any
+    """Its name, the first of its settings."""
     coefficient_key: ClassVar[str | None] = None
     """The setting that is the coefficient of the sparsity penalty; None where there is no penalty."""
     ramp_key: ClassVar[str | None] = None
     """The setting that says over how many steps it rises from 0."""
     follows_slowly: ClassVar[bool] = False
     """Whether L0 follows that coefficient at a speed of its own."""
+    dead_key: ClassVar[str] = "dead_after_tokens"
+    """The setting that says after how many tokens without a firing a feature counts as dead in the metrics (of ReLU,
+    whose papers count steps, `dead_window` does)."""
 
     @property
     def full_coefficient(self) -> float:
@@ -44,18 +49,18 @@ class Architecture(Section):
 
     def dead_window(self, batch_size: int) -> int:
         """Tokens without a firing after which a feature counts as dead in the metrics."""
-        raise NotImplementedError
+        return getattr(self, self.dead_key)
 
     def resamples_after(self, step: int) -> bool:
         """Whether dead features start again once `step` steps are completed."""
         return False
 
 
-class TopKConfig(Architecture):
-    """The k largest pre-activations, then ReLU (Gao et al. 2024, arXiv 2406.04093)."""
+class Competing(Architecture):
+    """Features compete by their pre-activations, and an auxiliary loss revives those that never win."""
 
-    kind: Literal["topk"] = "topk"
     k: int = Field(default=32, ge=1)
+    """Features that fire per row (of BatchTopK on average over a batch)."""
     aux_k: int | None = Field(default=None, ge=1)
     """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
     aux_coefficient: float = Field(default=1 / 32, ge=0)
@@ -66,33 +71,22 @@ class TopKConfig(Architecture):
     def aux_after_tokens(self) -> int | None:
         return self.dead_after_tokens if self.aux_coefficient > 0 else None
 
-    def dead_window(self, batch_size: int) -> int:
-        return self.dead_after_tokens
+
+class TopKConfig(Competing):
+    """The k largest pre-activations, then ReLU (Gao et al. 2024, arXiv 2406.04093)."""
+
+    kind: Literal["topk"] = "topk"
 
 
-class BatchTopKConfig(Architecture):
+class BatchTopKConfig(Competing):
     """The k largest pre-activations per row on average, over the whole batch (Bussmann et al. 2024, arXiv 2412.06410).
     After training a feature fires above one threshold, the average of the smallest activation that batches kept."""
 
     kind: Literal["batchtopk"] = "batchtopk"
-    k: int = Field(default=32, ge=1)
-    """Features that fire per row, on average over a batch."""
-    aux_k: int | None = Field(default=None, ge=1)
-    """Dead features that reconstruct the error in the auxiliary loss; null: half of the dictionary's input width."""
-    aux_coefficient: float = Field(default=1 / 32, ge=0)
-    dead_after_tokens: int = Field(default=1_000_000, ge=1)
-    """A feature that fired on none of this many tokens counts as dead for AuxK."""
     threshold_rate: float = Field(default=0.05, gt=0, le=1)
     """How far each batch moves the threshold towards the smallest activation that it kept. That one is a quantile of
     many and hardly differs between batches, but falls while a dictionary learns: a slow average would lag behind it,
     and fewer than k features fire after a short run."""
-
-    @property
-    def aux_after_tokens(self) -> int | None:
-        return self.dead_after_tokens if self.aux_coefficient > 0 else None
-
-    def dead_window(self, batch_size: int) -> int:
-        return self.dead_after_tokens
 
 
 class MatryoshkaConfig(BatchTopKConfig):
@@ -163,9 +157,6 @@ class GatedConfig(Architecture):
     coefficient_key: ClassVar = "l1"
     ramp_key: ClassVar = "l1_warmup_steps"
 
-    def dead_window(self, batch_size: int) -> int:
-        return self.dead_after_tokens
-
 
 class JumpReLUConfig(Architecture):
     """A feature fires above a threshold of its own, which is learned by a straight-through estimator (Rajamanoharan et
@@ -192,9 +183,6 @@ class JumpReLUConfig(Architecture):
     coefficient_key: ClassVar = "l0_coefficient"
     ramp_key: ClassVar = "l0_warmup_steps"
     follows_slowly: ClassVar = True
-
-    def dead_window(self, batch_size: int) -> int:
-        return self.dead_after_tokens
 
 
 def _architecture_kind(v: Any) -> str:
