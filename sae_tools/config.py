@@ -38,6 +38,9 @@ class ModelConfig(Section):
     """Hub revision; ignored for local models."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Precision of weights and activations in the forward pass."""
+    shuffle_weights: int | None = Field(default=None, ge=0)
+    """A seed makes it a model that has learnt nothing, with the learnt one's statistics: the entries of every weight
+    matrix in a random order. What dictionaries and probes find there too is no finding about the learnt one."""
 
 
 class DataConfig(Section):

@@ -36,7 +36,10 @@ def model_of(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> Mod
     if local is None:
         must_be_named(origin, metadata, cfg, needs_model=True, needs_site=False)
     assert local is not None
-    return _merged(ModelConfig(name=local), cfg.model)
+    seed = metadata.get("model_shuffle_weights")
+    if seed is not None and (type(seed) is not int or seed < 0):
+        raise UserError(f"{origin.path}: model_shuffle_weights in its metadata is {str(seed)[:100]!r}, and no seed.")
+    return _merged(ModelConfig(name=local, shuffle_weights=seed), cfg.model)
 
 
 def site_name(metadata: dict[str, Any], cfg: SourceConfig) -> str | None:

@@ -22,7 +22,7 @@ from sae_tools.dictionaries import Dictionary
 from sae_tools.dictionaries.formats import read_dictionary, unfold
 from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
-from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.load import LanguageModel, load_configured
 from sae_tools.models.parameters import weights_fingerprint
 from sae_tools.models.sites import Site, resolve_site
 from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
@@ -111,7 +111,7 @@ class _Models:
 
     device: str
     given: LanguageModel | None
-    loaded: dict[tuple[str, str | None, str], LanguageModel] = field(default_factory=dict)
+    loaded: dict[tuple[str, str | None, str, int | None], LanguageModel] = field(default_factory=dict)
 
     def of(self, origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> LanguageModel:
         if self.given is not None:
@@ -119,12 +119,10 @@ class _Models:
         wanted = model_of(origin, metadata, cfg)
         local = Path(wanted.name).expanduser()
         place = str(local.resolve()) if wanted.name != "bundled" and local.is_dir() else wanted.name
-        key = (place, wanted.revision, wanted.dtype)
+        key = (place, wanted.revision, wanted.dtype, wanted.shuffle_weights)
         if key not in self.loaded:
             try:
-                self.loaded[key] = load_model(
-                    wanted.name, revision=wanted.revision, dtype=wanted.dtype, device=self.device
-                )
+                self.loaded[key] = load_configured(wanted, self.device)
             except UserError as error:
                 raise UserError(f"{str(error).rstrip('.')}; name another with model.name=FOLDER.") from None
         named = cfg.model is not None and "name" in cfg.model.model_fields_set

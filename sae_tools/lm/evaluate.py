@@ -15,7 +15,7 @@ from sae_tools.config import LMEvaluationConfig
 from sae_tools.data.stream import ContextStream
 from sae_tools.errors import UserError
 from sae_tools.lm.ngram import NGrams
-from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.load import LanguageModel, load_configured
 from sae_tools.models.plain import plain_view
 from sae_tools.tracking.progress import LINE_EVERY
 
@@ -33,7 +33,7 @@ def evaluate_lm(
     Raises UserError as load_model and ContextStream do, and where contexts are longer than the model reads.
     """
     if model is None:
-        model = load_model(cfg.model.name, revision=cfg.model.revision, dtype=cfg.model.dtype, device=cfg.device)
+        model = load_configured(cfg.model, cfg.device)
     if cfg.data.context_length > model.n_ctx:
         raise UserError(
             f"data.context_length is {cfg.data.context_length}, but {model.name} reads at most {model.n_ctx} tokens."

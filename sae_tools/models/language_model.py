@@ -32,6 +32,8 @@ class LanguageModel:
     folder: Path | None = None
     """Where it was loaded from; None for a bridge that was in memory."""
     revision: str | None = None
+    shuffle_weights: int | None = None
+    """The seed by which its weights were shuffled; None: they are the learnt ones."""
     view_cache: dict[str, Any] = field(default_factory=dict, repr=False)
     """Holds the plain view (models/plain.py) and what was verified about it."""
 
@@ -116,6 +118,7 @@ class LanguageModel:
             "name": self.name,
             "kind": self.kind,
             "revision": self.revision,
+            **({} if self.shuffle_weights is None else {"shuffle_weights": self.shuffle_weights}),
             "architecture": self.architecture,
             "n_layers": self.n_layers,
             "d_model": self.d_model,

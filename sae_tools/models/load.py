@@ -17,12 +17,14 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformer_lens.model_bridge.sources import build_bridge_from_module
 from transformers.utils import logging as transformers_logging
 
+from sae_tools.config import ModelConfig
 from sae_tools.device import pick_device
 from sae_tools.errors import UserError
 from sae_tools.models.language_model import LanguageModel, refuse_processed
 from sae_tools.models.locate import locate_model
+from sae_tools.models.shuffle import shuffle_weights_
 
-__all__ = ["DTYPES", "LanguageModel", "load_model", "load_tokenizer"]
+__all__ = ["DTYPES", "LanguageModel", "load_configured", "load_model", "load_tokenizer"]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,6 +36,7 @@ def load_model(
     dtype: str = "float32",
     device: str | torch.device = "cpu",
     tokenizer: Any | None = None,
+    shuffle_weights: int | None = None,
 ) -> LanguageModel:
     """A frozen model in evaluation mode, raw weights, ready to be read and edited.
 
@@ -44,10 +47,14 @@ def load_model(
     dtype: float32, bfloat16 or float16; weights stored otherwise are converted while loading.
     device: `cpu`, `cuda`, `cuda:1`, …, or `auto` (CUDA where there is one).
     tokenizer: used instead of the model's own.
+    shuffle_weights: a seed; the entries of every weight matrix are put in a random order, which makes a control that
+        has learnt nothing. Not for a model in memory, which would be changed (UserError).
 
     Raises UserError, one sentence, for whatever the user can mend: a folder that is missing or no model, weights that
     are truncated or do not fit the config, an architecture without a bridge, a hub that cannot be reached.
     """
+    if shuffle_weights is not None and not isinstance(name_or_bridge, (str, Path)):
+        raise UserError("shuffle_weights is for a model that is loaded by name: one in memory would be changed.")
     if isinstance(name_or_bridge, LanguageModel):
         return name_or_bridge
     if not isinstance(name_or_bridge, (str, Path)):
@@ -58,9 +65,16 @@ def load_model(
     found = locate_model(name_or_bridge, revision=revision)
     config = _read_config(found.folder)
     tokenizer = tokenizer if tokenizer is not None else load_tokenizer(found.folder)
-    bridge = _boot(found.folder, found.name, config, DTYPES[dtype], target)
+    bridge = _boot(found.folder, found.name, config, DTYPES[dtype], target, shuffle_weights)
     revision = revision if found.kind == "hub" else None
-    return LanguageModel(_frozen(bridge), tokenizer, found.name, found.kind, found.folder, revision)
+    return LanguageModel(_frozen(bridge), tokenizer, found.name, found.kind, found.folder, revision, shuffle_weights)
+
+
+def load_configured(cfg: ModelConfig, device: str | torch.device) -> LanguageModel:
+    """The model that a configuration names; raises as `load_model`."""
+    return load_model(
+        cfg.name, revision=cfg.revision, dtype=cfg.dtype, device=device, shuffle_weights=cfg.shuffle_weights
+    )
 
 
 def load_tokenizer(folder: Path) -> Any | None:
@@ -98,7 +112,9 @@ def _frozen(bridge: TransformerBridge) -> TransformerBridge:
     return bridge
 
 
-def _boot(folder: Path, name: str, config: Any, dtype: torch.dtype, device: torch.device) -> TransformerBridge:
+def _boot(
+    folder: Path, name: str, config: Any, dtype: torch.dtype, device: torch.device, shuffle_weights: int | None
+) -> TransformerBridge:
     model, report = _load_weights(folder, config, dtype)
     if report["missing_keys"]:
         missing = sorted(report["missing_keys"])
@@ -108,6 +124,8 @@ def _boot(folder: Path, name: str, config: Any, dtype: torch.dtype, device: torc
         )
     if not any(isinstance(m, torch.nn.ModuleList) and len(m) for m in model.modules()):
         raise UserError(f"The model in {folder} has no layers.")
+    if shuffle_weights is not None:  # before the bridge, which copies some of them
+        shuffle_weights_(model, shuffle_weights)
     model = model.eval().to(device)
     architecture = type(model).__name__
     # The bridge gets a tokenizer of its own: it changes the one it is given.

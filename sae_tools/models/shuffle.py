@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -14,10 +14,16 @@ from sae_tools.models.unwrap import model_parameters
 from sae_tools.seeds import generator
 
 
+def shuffle_weights_(module: torch.nn.Module, seed: int) -> None:
+    """Put the entries of every weight matrix of the module (two dimensions and more, embeddings too, tied ones once)
+    in a random order, in place and for good; norms' weights and biases stay."""
+    for number, matrix in enumerate(_once(module.parameters())):
+        _permute(matrix, _order(matrix, seed, number), back=False)
+
+
 @contextmanager
 def shuffled_weights(model: LanguageModel, seed: int) -> Iterator[LanguageModel]:
-    """While open, the entries of every weight matrix of the model (two dimensions and more, embeddings too, tied ones
-    once) stand in a random order; norms' weights and biases stay. Afterwards they are back, bit for bit.
+    """While open, weights stand as `shuffle_weights_` puts them; afterwards they are back, bit for bit.
 
     In place, so that it takes no second model: nothing else may use the model meanwhile.
     """
@@ -34,9 +40,14 @@ def shuffled_weights(model: LanguageModel, seed: int) -> Iterator[LanguageModel]
 
 
 def _matrices(model: LanguageModel) -> list[Tensor]:
-    """The model's own, and the copies that TransformerLens makes of some (fused q, k and v), each storage once."""
+    """The model's own, and the copies that TransformerLens makes of some (fused q, k and v)."""
+    return _once((*model_parameters(model.bridge), *model.bridge.parameters()))
+
+
+def _once(parameters: Iterable[Tensor]) -> list[Tensor]:
+    """Those of two dimensions and more, each storage once."""
     found: dict[int, Tensor] = {}
-    for parameter in (*model_parameters(model.bridge), *model.bridge.parameters()):
+    for parameter in parameters:
         if parameter.dim() > 1:
             found.setdefault(parameter.untyped_storage().data_ptr(), parameter)
     return list(found.values())

@@ -39,9 +39,11 @@ def save_checkpoint(job: Job, position: dict[str, Any] | None = None) -> None:
 def export_metadata(job: Job, trainee: Trainee) -> dict[str, Any]:
     """What goes into cfg.json's `metadata` beside what the space and the dictionary know themselves."""
     data, search = job.cfg.data, trainee.search
+    shuffled = job.model.shuffle_weights
     searched = {} if search is None else {"match_l0": search.target, "coefficient": search.coefficient().item()}
     return {
         "model_name": job.model.name,
+        **({} if shuffled is None else {"model_shuffle_weights": shuffled}),
         "context_size": data.context_length,
         "prepend_bos": data.bos == "context",
         "dataset_path": data.source,

@@ -21,7 +21,7 @@ from sae_tools.dictionaries import build_dictionary
 from sae_tools.dictionaries.initial import Target
 from sae_tools.errors import UserError
 from sae_tools.memory import release_freed_memory
-from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.load import LanguageModel, load_configured
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
 from sae_tools.runs.directory import RunDirectory
@@ -96,7 +96,7 @@ def open_model(
         torch.set_num_threads(cfg.training.threads)
     device = pick_device(cfg.training.device, "training.device")
     if model is None:
-        model = load_model(cfg.model.name, revision=cfg.model.revision, dtype=cfg.model.dtype, device=device)
+        model = load_configured(cfg.model, device)
     check_context_length(cfg, model)
     return device, model, resolve_sites(cfg, model)
 

@@ -16,6 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from sae_tools.errors import UserError
 from sae_tools.models import locate
 from sae_tools.models.load import LanguageModel, load_model
+from sae_tools.models.shuffle import shuffled_weights
 from tests.tiny_models import BOS, EOS, KINDS, PAD, tiny_model
 
 
@@ -271,3 +272,26 @@ def test_a_hub_model_is_downloaded_without_pickles(monkeypatch: pytest.MonkeyPat
 def test_a_hooked_transformer_is_told_apart():
     with pytest.raises(UserError, match="boot the model with TransformerBridge.boot_transformers"):
         load_model(type("HookedTransformer", (), {})())
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "llama-tied"])
+def test_shuffled_weights_are_those_of_the_control(kind: str):
+    """Loaded so, and shuffled in place as sae-eval's control does it, it is one model."""
+    tokens = torch.arange(6, 26).view(2, 10)
+    learnt, shuffled = load_model(tiny_model(kind)), load_model(tiny_model(kind), shuffle_weights=3)
+    with torch.no_grad():
+        found = shuffled.bridge(tokens, return_type="logits")
+        clean = learnt.bridge(tokens, return_type="logits")
+        with shuffled_weights(learnt, 3):
+            expected = learnt.bridge.original_model(tokens).logits
+    torch.testing.assert_close(found, expected)
+    assert not torch.allclose(found, clean, atol=1e-2)
+    assert shuffled.describe()["shuffle_weights"] == 3 and "shuffle_weights" not in learnt.describe()
+    assert shuffled.describe()["weights_fingerprint"] != learnt.describe()["weights_fingerprint"]
+
+
+def test_a_model_in_memory_is_not_shuffled():
+    model = load_model(tiny_model("gpt2"))
+    for given in (model, model.bridge):
+        with pytest.raises(UserError, match="shuffle_weights is for a model that is loaded by name"):
+            load_model(given, shuffle_weights=0)
