@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from sae_tools.cli.common import INTERRUPTED, run_command
-from sae_tools.cli.report import refuse_no_settings, say
+from sae_tools.cli.paths import FirstPath, More, paths_and_settings, say
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
 
@@ -19,11 +19,8 @@ UNITS = {"reading text": "tokens", "measuring": "tokens", "controls": "tokens", 
 
 @app.command(epilog="Example: sae-eval runs/quickstart tokens=16_384 probing.enabled=false")
 def evaluate(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, or an SAE.")],
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATH|KEY=VALUE", help="More of them; settings as key.path=value."),
-    ] = None,
+    path: FirstPath,
+    more: More = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -39,16 +36,8 @@ def evaluate(
     tokens=, model.name=, data.source=, controls.enabled= and probing.k=[1,16], are in sae_tools/config_eval.py.
     """
     from sae_tools.config_eval import EvalConfig
-    from sae_tools.config_loading import parse_config
-    from sae_tools.errors import UserError
 
-    arguments = [path, *(more or [])]
-    paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    overrides = [argument for argument in arguments if argument not in paths]
-    refuse_no_settings(paths, overrides, EvalConfig)
-    if not paths:
-        raise UserError("sae-eval needs a run, such as runs/quickstart, or an SAE.")
-    cfg = parse_config(EvalConfig, "", "sae-eval", overrides)
+    paths, cfg = paths_and_settings([path, *(more or [])], EvalConfig, "sae-eval")
 
     from rich.console import Console
 

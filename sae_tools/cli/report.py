@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sae_tools.cli.common import INTERRUPTED, run_command
+from sae_tools.cli.paths import FirstPath, More, paths_and_settings, say
 
 if TYPE_CHECKING:
-    from sae_tools.config import Section
     from sae_tools.config_report import ReportConfig
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None)
@@ -29,11 +29,8 @@ UNITS = {
 
 @app.command(epilog="Example: sae-report runs/quickstart tokens=50_000 -o features.html")
 def report(
-    path: Annotated[str, typer.Argument(metavar="PATH", help="A run, or a dictionary in any format that is read.")],
-    more: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="PATH|KEY=VALUE", help="More of them; settings as key.path=value."),
-    ] = None,
+    path: FirstPath,
+    more: More = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -54,19 +51,12 @@ def report(
     in its analysis/features); the same command again uses it, another tokens= measures again and replaces it. With
     --serve, PATH may also be a report that is there.
     """
-    from sae_tools.config_loading import parse_config
     from sae_tools.config_report import ReportConfig
     from sae_tools.errors import UserError
 
-    arguments = [path, *(more or [])]
-    paths = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    overrides = [argument for argument in arguments if argument not in paths]
-    refuse_no_settings(paths, overrides, ReportConfig)
-    if not paths:
-        raise UserError("sae-report needs a run, such as runs/quickstart, or the folder of an SAE.")
+    paths, cfg = paths_and_settings([path, *(more or [])], ReportConfig, "sae-report")
     if port and not serve:
         raise UserError("--port is of use only with --serve.")
-    cfg = parse_config(ReportConfig, "", "sae-report", overrides)
     page = existing_report(paths)
     if page is not None and not serve:
         raise UserError(f"{page} is a report already: open it in a browser, or add --serve.")
@@ -77,20 +67,6 @@ def report(
         from sae_tools.report.serve import serve as serve_page
 
         serve_page(page, port, say=lambda line: print(line, flush=True))
-
-
-def refuse_no_settings(paths: list[str], overrides: list[str], kind: type[Section]) -> None:
-    """UserError for what was meant as a setting of `kind` and is not written so, as in `tokens 5` and `tokens =5`."""
-    from sae_tools.config_loading import settings
-    from sae_tools.errors import UserError
-
-    names = {*kind.model_fields, *(key for key, _, _ in settings(kind))}
-    for path in paths:
-        if path in names and not Path(path).exists():
-            raise UserError(f"{path!r} is a setting, and settings are written {path}=VALUE, without a space.")
-    for override in overrides:
-        if not override.partition("=")[0].strip():
-            raise UserError(f"{override!r} names no setting; expected key.path=value, as in tokens=50_000.")
 
 
 def existing_report(paths: list[str]) -> Path | None:
@@ -117,11 +93,6 @@ def build(paths: list[str], cfg: ReportConfig, output: Path | None, to_go_on: st
     except KeyboardInterrupt:
         print(f"\nInterrupted. What was measured is kept: {to_go_on}.", file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
-
-
-def say(line: str) -> None:
-    """On stderr, above the bar of the progress if there is one."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
