@@ -1,9 +1,9 @@
 """Dictionary files that other programs write and read.
 
 `read.py` recognises a format, `write.py` writes one; `saelens/`, `dictionary_learning.py` and `sparsify.py` are the
-formats, `hub.py` what is fetched, `support.py` which architecture exists where. `parts.py` takes dictionaries apart,
-`folding.py` moves them between coordinates, `units.py` says what an activation is, `files.py` and `torch_file.py` read
-what nobody vouches for.
+formats, `releases/` layouts of published dictionaries that are read only, `hub.py` what is fetched, `support.py` which
+architecture exists where. `parts.py` takes dictionaries apart, `folding.py` moves them between coordinates, `units.py`
+says what an activation is, `files.py`, `torch_file.py` and `npz.py` read what nobody vouches for.
 """
 
 from sae_tools.dictionaries.formats.folding import unfold

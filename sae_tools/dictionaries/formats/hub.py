@@ -4,7 +4,9 @@
     hub:EleutherAI/sae-llama-3-8b-32x/layers.10
 
 The registry of releases is a file of the package sae_lens, which is looked at without importing it. Only the few files
-of the dictionary are fetched, then read as from a disk: what they hold is trusted no more.
+of the dictionary are fetched, then read as from a disk: what they hold is trusted no more. Of the 170 releases that
+sae_lens 6.54.12 lists, 167 are in layouts that are read (a test counts them); two of temporal SAEs and one of a
+cross-layer transcoder are refused.
 """
 
 from __future__ import annotations
@@ -18,22 +20,23 @@ import yaml
 from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.formats import dictionary_learning, saelens, sparsify
 from sae_tools.dictionaries.formats.files import one_line
+from sae_tools.dictionaries.formats.releases import IN_FOLDERS, LAYOUTS, SINGLE_FILES, Release, Source, read_release
 from sae_tools.errors import UserError
 
-LOADERS = {
-    None: "SAELens",
-    "sae_lens": "SAELens",
-    "dictionary_learning_1": "dictionary_learning",
-    "sparsify": "sparsify",
+SAELENS = tuple(f"{{path}}/{file}" for file in (saelens.CFG, saelens.WEIGHTS))
+FILES: dict[str | None, tuple[str, ...]] = {
+    None: SAELENS,
+    "sae_lens": SAELENS,
+    "dictionary_learning_1": tuple(
+        f"{{path}}/{file}" for file in (dictionary_learning.CONFIG, dictionary_learning.WEIGHTS)
+    ),
+    "sparsify": (f"{{path}}/{sparsify.CFG}", f"{{path}}/{sparsify.WEIGHTS}", f"{{above}}/{sparsify.RUN}"),
+    **{loader: release.files for loader, release in LAYOUTS.items()},
 }
-"""The registry's names of formats, of those that are read here."""
-FILES = (
-    saelens.CFG,
-    saelens.WEIGHTS,
-    sparsify.WEIGHTS,
-    dictionary_learning.CONFIG,
-    dictionary_learning.WEIGHTS,
-)
+"""The registry's names of formats, of those that are read here, and the files that one of its dictionaries needs.
+{path} is the registry's path, of a folder or a file, {stem} that without .pt, {above} the folder that it is in."""
+IN_A_FOLDER = tuple(dict.fromkeys(file for files in FILES.values() for file in files if "{path}" not in files))
+"""What is fetched where only a folder is named: the files of every format, of which a folder has those of one."""
 
 
 class Place(NamedTuple):
@@ -41,13 +44,16 @@ class Place(NamedTuple):
 
     repository: str
     folder: str
+    """The dictionary's folder there, or its file."""
+    files: tuple[str, ...]
+    """As FILES has them."""
     overrides: dict[str, Any]
     """Settings that replace those of cfg.json."""
     norm_scaling_factor: float | None
     said: dict[str, Any]
     """Metadata."""
-    resid_post: bool = False
-    """Whether SAELens takes its releases of that format to be on the residual stream after the layer they name."""
+    loader: str | None = None
+    """The registry's name of the format; None for its own and where no registry was asked."""
 
 
 def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[Dictionary, dict[str, Any]]:
@@ -56,12 +62,16 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
     Raises UserError for a name that is none, a release or id that the registry does not have, a release in a format
     that is not read here, and for what the hub or the network refuse.
     """
-    from sae_tools.dictionaries.formats.read import read_dictionary
+    from sae_tools.dictionaries.formats.read import format_at, read_dictionary
 
     scheme, _, rest = name.partition(":")
     place = registered(rest) if scheme == "saelens" else _on_hub(rest)
     folder = fetch(place)
-    if (folder / saelens.CFG).is_file() and (folder / saelens.WEIGHTS).is_file():
+    release = LAYOUTS.get(place.loader or "") if scheme == "saelens" else format_at(folder)
+    if isinstance(release, Release):
+        at = Source(folder, f"{place.repository}/{place.folder}".rstrip("/"), place.norm_scaling_factor)
+        dictionary, metadata = read_release(release, at, fold_decoder_norm=fold_decoder_norm)
+    elif (folder / saelens.CFG).is_file() and (folder / saelens.WEIGHTS).is_file():
         dictionary, metadata = saelens.load_saelens(
             folder,
             fold_decoder_norm=fold_decoder_norm,
@@ -70,7 +80,8 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
         )
     else:
         dictionary, metadata = read_dictionary(folder, fold_decoder_norm=fold_decoder_norm)
-    if place.resid_post and "hook_name" not in metadata:
+    if place.loader == "dictionary_learning_1" and "hook_name" not in metadata:
+        # where SAELens takes its releases of that format to be
         layer = metadata.get("trainer", {}).get("layer")
         metadata |= {"hook_name": f"blocks.{layer}.hook_resid_post"} if type(layer) is int else {}
     about = {key: value for key, value in place.overrides.items() if key in saelens.METADATA}
@@ -79,21 +90,19 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
 
 
 def fetch(place: Place) -> Path:
-    """The local folder with the dictionary's files."""
+    """The local folder with the dictionary's files, or its file."""
     from huggingface_hub import snapshot_download
 
-    folder = place.folder.strip("/")
-    inside = f"{folder}/" if folder else ""
-    above = f"{folder.rpartition('/')[0]}/".lstrip("/")
+    path = place.folder.strip("/")
+    names = {"path": path, "stem": path.removesuffix(".pt"), "above": path.rpartition("/")[0]}
+    patterns = [file.format(**names).lstrip("/") for file in place.files]
     try:
-        root = snapshot_download(
-            place.repository, allow_patterns=[*(inside + file for file in FILES), above + sparsify.RUN]
-        )
+        root = snapshot_download(place.repository, allow_patterns=patterns)
     except Exception as error:  # whatever the hub or the network raise
         raise UserError(
             f"hub:{place.repository}: cannot be fetched ({one_line(error) or type(error).__name__})."
         ) from None
-    return Path(root) / folder
+    return Path(root) / path
 
 
 def registered(rest: str) -> Place:
@@ -108,7 +117,7 @@ def registered(rest: str) -> Place:
         )
     found = registry[release]
     loader = found.get("conversion_func")
-    if loader not in LOADERS:
+    if loader not in FILES:
         raise UserError(f"The release {release} is stored in a format of its own ({loader}), which is not read here.")
     saes = {str(sae["id"]): sae for sae in found["saes"]}
     if sae_id not in saes:
@@ -122,10 +131,11 @@ def registered(rest: str) -> Place:
     return Place(
         found["repo_id"],
         str(sae["path"]),
+        FILES[loader],
         found.get("config_overrides") or {},
         sae.get("norm_scaling_factor"),
         said,
-        resid_post=loader == "dictionary_learning_1",
+        loader,
     )
 
 
@@ -134,7 +144,9 @@ def _on_hub(rest: str) -> Place:
     repository, _, folder = rest_of.partition("/")
     if not owner or not repository or ".." in folder.split("/"):
         raise UserError(f"'hub:{one_line(rest)}' does not name a folder; expected hub:OWNER/REPOSITORY/FOLDER.")
-    return Place(f"{owner}/{repository}", folder, {}, None, {})
+    folder, _, file = folder.rpartition("/") if folder.endswith(IN_FOLDERS) else (folder, "", "")
+    files = SINGLE_FILES if folder.endswith((".pt", ".pth", ".safetensors")) else IN_A_FOLDER
+    return Place(f"{owner}/{repository}", folder, files, {}, None, {})
 
 
 def _registry() -> dict[str, Any]:

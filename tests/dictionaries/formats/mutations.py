@@ -46,8 +46,8 @@ def good_folders(root: Path, where: str) -> list[Path]:
 def mutations(where: str, count: int = 200) -> Iterator[tuple[int, Mutation]]:
     """(seed, mutation), every kind about as often."""
     cfg, weights = FILES[where]
-    makers: list[Mutation] = [*_of_json(cfg, where), *_of_files(cfg, weights)]
-    makers += _of_torch(weights) if weights.endswith(".pt") else _of_safetensors(weights)
+    makers: list[Mutation] = [*_of_json(cfg, where), *of_files(cfg, weights)]
+    makers += of_torch(weights) if weights.endswith(".pt") else of_safetensors(weights)
     for number in range(count):
         yield number, makers[number % len(makers)]
 
@@ -62,7 +62,7 @@ class Code:
         return os.mkdir, (str(self.trace),)
 
 
-def _of_files(cfg: str, weights: str) -> list[Mutation]:
+def of_files(cfg: str, weights: str) -> list[Mutation]:
     def truncated(folder: Path, rng: random.Random, trace: Path) -> str:
         content = (folder / weights).read_bytes()
         at = rng.choice([0, 1, 7, 8, 9, len(content) - 1, rng.randrange(len(content))])
@@ -128,14 +128,14 @@ def _of_json(cfg: str, where: str) -> list[Mutation]:
             choices = [v for v in choices if v or v == []]
             choices.remove([])
         inside[key] = rng.choice(choices)
-        _dump(folder / cfg, said)
+        dump(folder / cfg, said)
         return f"{key} = {str(inside[key])[:40]!r}"
 
     def wrong_section(folder: Path, rng: random.Random, trace: Path) -> str:
         said = json.loads((folder / cfg).read_text())
         key = rng.choice(["trainer", "buffer", "metadata"]) if where == "dictionary-learning" else "metadata"
         said[key] = rng.choice([[], "x", 3, True, None, [{}]])
-        _dump(folder / cfg, said)
+        dump(folder / cfg, said)
         return f"{key} = {said[key]!r}"
 
     def wrong_flag(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -148,7 +148,7 @@ def _of_json(cfg: str, where: str) -> list[Mutation]:
         key = rng.choice(keys[where])
         target = said["metadata"] if key == "sae_lens_version" else said
         target[key] = rng.choice(["yes", 1, [], {"a": 1}, "layer_norm", 0.5]) if key != "trainer" else "yes"
-        _dump(folder / cfg, said)
+        dump(folder / cfg, said)
         return f"{key} = {target[key]!r}"
 
     def no_json(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -178,7 +178,7 @@ def changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> tuple[dic
     """One of them missing, too many, or of another shape, type or kind of number."""
     tensors = dict(tensors)
     name = rng.choice([n for n, t in tensors.items() if t.dim() >= 1 and t.is_floating_point()])
-    tensor = tensors[name].clone()
+    tensor = tensors[name].clone(memory_format=torch.contiguous_format)
     how = rng.choice(["missing", "extra", "shape", "rank", "integers", "bools", "complex", "nan", "inf", "-inf"])
     if how == "missing":
         del tensors[name]
@@ -201,7 +201,7 @@ def changed_tensors(tensors: dict[str, Tensor], rng: random.Random) -> tuple[dic
     return tensors, f"{name}: {how}"
 
 
-def _of_safetensors(weights: str) -> list[Mutation]:
+def of_safetensors(weights: str) -> list[Mutation]:
     def tensors(folder: Path, rng: random.Random, trace: Path) -> str:
         found, how = changed_tensors(load_file(folder / weights), rng)
         save_file(found, folder / weights)
@@ -211,7 +211,7 @@ def _of_safetensors(weights: str) -> list[Mutation]:
         content = (folder / weights).read_bytes()
         length = struct.unpack("<Q", content[:8])[0]
         said = json.loads(content[8 : 8 + length])
-        name = rng.choice([key for key in said if key != "__metadata__"])
+        name = rng.choice([key for key in said if key != "__metadata__" and said[key]["shape"]])
         how = rng.choice(["dtype", "shape", "huge", "offsets", "backwards", "overlap", "name", "type", "negative"])
         entry = said[name]
         if how == "dtype":
@@ -250,7 +250,9 @@ def _of_safetensors(weights: str) -> list[Mutation]:
     return [tensors, header, tensors, header, length, tensors, pickled]
 
 
-def _of_torch(weights: str) -> list[Mutation]:
+def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutation]:
+    """elements: of a matrix in it, and `stride` that of its rows where these are not 12 long."""
+
     def state(folder: Path) -> dict[str, Tensor]:
         return torch.load(folder / weights, weights_only=True)
 
@@ -357,12 +359,14 @@ def _of_torch(weights: str) -> list[Mutation]:
                 return content.replace(b"FloatStorage", b"FlootStorage")
             if how == "memo":
                 return content[:2] + b"r\xff\xff\xff\x7f" + content[2:]
-            old = struct.pack("<BH", ord("M"), 480)  # 12 · 40 elements of a matrix
+            old = struct.pack("<BH", ord("M"), elements)
             assert old in content
             new = struct.pack("<BI", ord("J"), 2**31 - 1)
             if how == "elements":
                 return content.replace(old, new)
-            return content.replace(b"K\x0cK\x01\x86", b"K\xffK\x01\x86").replace(b"K\x28K\x01\x86", b"K\xffK\x01\x86")
+            return content.replace(b"K\x0cK\x01\x86", b"K\xffK\x01\x86").replace(
+                b"K%cK\x01\x86" % stride, b"K\xffK\x01\x86"
+            )
 
         repacked(folder, change)
         return f"declared {found}"
@@ -386,7 +390,7 @@ def _of_torch(weights: str) -> list[Mutation]:
     return [tensors, code, zipped, declared, tensors, other_objects, legacy, flipped, code, bomb_in_the_pickle]
 
 
-def _dump(path: Path, said: Any) -> None:
+def dump(path: Path, said: Any) -> None:
     """As json.dumps, but for integers that Python would not turn into text."""
 
     limit = sys.get_int_max_str_digits()

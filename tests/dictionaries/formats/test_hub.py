@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import fnmatch
-import shutil
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pytest
 
 from sae_tools.dictionaries.formats import hub
@@ -15,6 +12,7 @@ from sae_tools.dictionaries.formats.read import load_dictionary, read_dictionary
 from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
 from tests.dictionaries.formats.examples import example, same
+from tests.dictionaries.formats.fake_hub import stand_in
 
 REGISTRY: dict[str, Any] = {
     "gpt2-small-res": {
@@ -31,29 +29,14 @@ REGISTRY: dict[str, Any] = {
         "conversion_func": "dictionary_learning_1",
         "saes": [{"id": "one", "path": "trainer_0"}],
     },
-    "gemma": {"repo_id": "g/g", "conversion_func": "gemma_2", "saes": [{"id": "x", "path": "x"}]},
+    "temporal": {"repo_id": "t/t", "conversion_func": "temporal", "saes": [{"id": "x", "path": "x"}]},
 }
 
 
 @pytest.fixture
 def the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder `owner/repository/…` of which only what is asked for is handed out."""
-    there, here = tmp_path / "hub", tmp_path / "cache"
-
-    def snapshot_download(repository: str, *, allow_patterns: list[str], **_: Any) -> str:
-        root = there / repository
-        if not root.is_dir():
-            raise OSError(f"404: {repository} not found.\nSecond line")
-        for file in (path for path in root.rglob("*") if path.is_file()):
-            name = str(file.relative_to(root))
-            if any(fnmatch.fnmatchcase(name, pattern) for pattern in allow_patterns):
-                (here / repository / name).parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(file, here / repository / name)
-        return str(here / repository)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(hub, "_registry", lambda: REGISTRY)
-    return there
+    return stand_in(tmp_path, monkeypatch)
 
 
 def test_by_release_and_id(the_hub: Path, tmp_path: Path) -> None:
@@ -112,7 +95,7 @@ def test_by_repository_and_folder(the_hub: Path) -> None:
         ("saelens:gpt2-small-res", "does not name an SAE; expected saelens:RELEASE/SAE_ID"),
         ("saelens:nobody/x", "has no release 'nobody'; hub:OWNER/REPOSITORY/FOLDER needs none"),
         ("saelens:gpt2-small-res/x", "has no SAE 'x'; it has blocks.8/hook, scaled and others, 2 in all"),
-        ("saelens:gemma/x", r"stored in a format of its own \(gemma_2\), which is not read here"),
+        ("saelens:temporal/x", r"stored in a format of its own \(temporal\), which is not read here"),
         ("saelens:pythia/one", r"hub:somebody/dl: cannot be fetched \(404: somebody/dl not found\)"),
         ("hub:a", "does not name a folder; expected hub:OWNER/REPOSITORY/FOLDER"),
         ("hub:a/b/../../c", "does not name a folder"),

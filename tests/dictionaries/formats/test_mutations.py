@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import resource
+import shutil
 import signal
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 from sae_tools.dictionaries.formats.read import load_dictionary
 from sae_tools.dictionaries.formats.support import FORMATS
 from sae_tools.errors import UserError
-from tests.dictionaries.formats.mutations import copied, good_folders, mutations
+from tests.dictionaries.formats import mutations_of_releases as of_releases
+from tests.dictionaries.formats.mutations import Mutation, copied, good_folders, mutations
 
 
 @contextmanager
@@ -39,16 +41,53 @@ def test_each_is_one_sentence(where: str, tmp_path: Path) -> None:
     folders = good_folders(tmp_path / "good", where)
     for folder in folders:
         load_dictionary(folder)
+
+    def copies(number: int, rng: random.Random) -> tuple[Path, Path]:
+        folder = copied(rng.choice(folders), tmp_path / str(number))
+        return folder, folder
+
+    each_is_one_sentence(mutations(where), copies, tmp_path, len(where))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("where", of_releases.LAYOUTS)
+def test_each_of_a_release_is_one_sentence(where: str, tmp_path: Path) -> None:
+    """Given as a folder or as a file, in folders of the names that the hub has."""
+    paths = of_releases.good(tmp_path / "good", where)
+    makers = {path: [mutate for _, mutate in of_releases.mutations(where, path)] for path in paths}
+    for path in paths:
+        load_dictionary(path)
+
+    def copies(number: int, rng: random.Random) -> tuple[Path, Path]:
+        good = paths[number % len(paths)]
+        relative = good.relative_to(tmp_path / "good")
+        shutil.copytree(tmp_path / "good" / relative.parts[0], tmp_path / str(number) / relative.parts[0])
+        path = tmp_path / str(number) / relative
+        return (path if path.is_dir() else path.parent), path
+
+    def mutation(number: int) -> Mutation:
+        return makers[paths[number % len(paths)]][number // len(paths) if len(paths) > 1 else number]
+
+    each_is_one_sentence(((number, mutation(number)) for number in range(200)), copies, tmp_path, len(where))
+
+
+def each_is_one_sentence(
+    broken: Iterable[tuple[int, Mutation]],
+    copies: Callable[[int, random.Random], tuple[Path, Path]],
+    tmp_path: Path,
+    salt: int,
+) -> None:
+    """copies: gives a good copy's folder and what of it is read."""
     seen: list[str] = []
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for number, mutate in mutations(where):
-        rng = random.Random(1000 * number + len(where))
-        folder = copied(rng.choice(folders), tmp_path / str(number))
+    for number, mutate in broken:
+        rng = random.Random(1000 * number + salt)
+        folder, path = copies(number, rng)
         trace = tmp_path / f"trace-{number}"
         how = f"{number} {folder.name} {mutate.__name__}: {mutate(folder, rng, trace)}"
         try:
             with at_most(20):
-                load_dictionary(folder)
+                load_dictionary(path)
         except UserError as error:
             sentence = str(error)
             assert len(sentence.splitlines()) == 1 and sentence.endswith("."), (how, sentence)
