@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from sae_tools.analysis.coordinates import identity_space
 from sae_tools.analysis.evaluation_pass import Batches, Counted, ablated_sites, evaluate
 from sae_tools.analysis.fidelity import ablation_site
-from sae_tools.analysis.sources import identity_space
 from sae_tools.analysis.subject import Subject
 from sae_tools.config import RowsConfig
 from sae_tools.config_eval import EvalConfig

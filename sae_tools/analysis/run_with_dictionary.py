@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from sae_tools.analysis.sources import identity_space, two_sites
+from sae_tools.analysis.coordinates import saved_spaces, spaces_at_sites
 from sae_tools.analysis.splicing import put_at, splice
 from sae_tools.analysis.subject import Subject, kept_positions
 from sae_tools.config import FidelityConfig, RowsConfig
@@ -22,11 +22,8 @@ from sae_tools.errors import UserError
 from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.intervene import logits_with_edits, run_and_capture
 from sae_tools.models.load import LanguageModel, load_model
-from sae_tools.models.sites import Site, resolve_site
+from sae_tools.models.sites import resolve_site
 from sae_tools.rows import Contexts
-from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
-from sae_tools.runs.tensors import load_tensors
-from sae_tools.spaces import Space
 
 AnyModel = str | Path | TransformerBridge | LanguageModel
 AnyDictionary = str | Path | Dictionary | Subject
@@ -151,27 +148,16 @@ def as_subject(
         if site is not None or writes is not None:
             raise UserError("a Subject knows its own sites: leave site and writes out.")
         return dictionary
-    saved: list[Space] = []
-    if not isinstance(dictionary, Dictionary):
-        path = Path(dictionary)
-        dictionary, _ = read_dictionary(dictionary)
-        files = [path / file for file in ([SPACE, TARGET_SPACE] if two_sites(dictionary.metadata) else [SPACE])]
-        if dictionary.metadata.get("coordinates") == "space" and all(file.is_file() for file in files):
-            saved = [Space.from_state(*load_tensors(file)) for file in files]
-    metadata = dictionary.metadata
-    if metadata.get("coordinates") == "space":
-        if not saved:
+    if isinstance(dictionary, Dictionary):
+        if dictionary.metadata.get("coordinates") == "space":
             raise UserError("the dictionary acts in a space that is not at hand: give its folder, or a Subject.")
-        return Subject("dictionary", saved[0].site, saved[0], dictionary, saved[1] if len(saved) > 1 else None)
-    read = _site(model, site or metadata.get("site") or metadata.get("hook_name"), "site", dictionary.d_in)
-    out = writes or metadata.get("site_out") or metadata.get("hook_name_out")
-    if out is None and dictionary.d_in != dictionary.d_out:
-        raise UserError("the dictionary writes elsewhere than it reads: say where, such as writes='mlp_out@3'.")
-    written = read if out is None else _site(model, out, "writes", dictionary.d_out)
-    device = dictionary.b_dec.device
-    space = identity_space(read, model, metadata).to(device)
-    target = None if written.name == read.name else identity_space(written, model, metadata).to(device)
-    return Subject("dictionary", read, space, dictionary, target)
+    else:
+        path = Path(dictionary)
+        dictionary, metadata = read_dictionary(dictionary)
+        if metadata.get("coordinates") == "space" and (saved := saved_spaces(path, metadata)) is not None:
+            return saved.subject("dictionary", dictionary)
+    spaces = spaces_at_sites(model, dictionary, dictionary.metadata, site, writes, "the dictionary")
+    return spaces.subject("dictionary", dictionary)
 
 
 def measure_dictionary(
@@ -231,15 +217,6 @@ def rows_of(metadata: dict[str, Any]) -> RowsConfig:
     if isinstance(metadata.get("skip_special"), bool):
         said["skip_special"] = metadata["skip_special"]
     return RowsConfig(**said)
-
-
-def _site(model: LanguageModel, name: Any, argument: str, width: int) -> Site:
-    if not isinstance(name, str):
-        raise UserError(f"the dictionary's metadata names no site: give it, such as {argument}='mlp_out@3'.")
-    site = resolve_site(model, name)
-    if site.width != width:
-        raise UserError(f"the dictionary is {width} wide, but {site.name} of {model.name} is {site.width} wide.")
-    return site
 
 
 def _changes(

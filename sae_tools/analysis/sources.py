@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from sae_tools.analysis.metadata import data_notes, data_of, model_of, must_be_named, rows_of, same_text, site_name
+from sae_tools.analysis.coordinates import knows_spaces, saved_spaces, spaces_at_sites, two_sites
+from sae_tools.analysis.metadata import data_notes, data_of, model_of, must_be_named, rows_of, same_text
 from sae_tools.analysis.origins import Origin, find_origins, name_origins
 from sae_tools.analysis.subject import Subject
 from sae_tools.config import DataConfig, JobConfig, RowsConfig
@@ -21,14 +20,10 @@ from sae_tools.device import pick_device
 from sae_tools.dictionaries import Dictionary
 from sae_tools.dictionaries.formats import read_dictionary, unfold
 from sae_tools.errors import UserError
-from sae_tools.models.final_norm import FinalNorm
 from sae_tools.models.load import LanguageModel, load_configured
 from sae_tools.models.parameters import weights_fingerprint
-from sae_tools.models.sites import Site, resolve_site
+from sae_tools.models.sites import resolve_site
 from sae_tools.runs.checkpoints import SPACE, TARGET_SPACE
-from sae_tools.runs.tensors import load_tensors
-from sae_tools.spaces.build import SITES_OF
-from sae_tools.spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -90,7 +85,7 @@ def open_sources(paths: list[Path], cfg: SourceConfig, model: LanguageModel | No
     for origin in origins:
         dictionary, metadata = read_dictionary(origin.path)
         if origin.config is None:
-            knows_site = _knows_space(origin, metadata)
+            knows_site = knows_spaces(origin.path, metadata)
             must_be_named(origin, metadata, cfg, needs_model=model is None, needs_site=not knows_site)
         opened.append((dictionary, metadata))
     for origin, name in zip(origins, name_origins(origins), strict=True):
@@ -149,28 +144,16 @@ def _subject(
     cfg: SourceConfig,
     model: LanguageModel,
 ) -> Subject:
-    space, target = _saved_space(origin, metadata), None
-    if space is None:
-        space = identity_space(_site(origin, metadata, cfg, model), model, metadata)
-        if two_sites(metadata):
-            target = identity_space(_written_site(origin, metadata, cfg, model), model, metadata)
-        for key, which, wanted, setting in (
-            ("d_in", space, dictionary.d_in, "site"),
-            ("d_out", target or space, dictionary.d_out, "writes"),
-        ):
-            if wanted != which.site.width:
-                raise UserError(
-                    f"{origin.path}: the SAE has {key} = {wanted}, but {which.site.name} of {model.name} is "
-                    f"{which.site.width} wide; name another site (such as {setting}=mlp_out@3) or model "
-                    f"(model.name=FOLDER)."
-                )
+    saved = saved_spaces(origin.path, metadata)
+    if saved is None:
+        writes = cfg.writes if two_sites(metadata) else None  # which may be said for others beside it
+        spaces = spaces_at_sites(model, dictionary, metadata, cfg.site, writes, str(origin.path))
     else:
-        if two_sites(metadata):
-            target = Space.from_state(*load_tensors(origin.path / TARGET_SPACE))
+        spaces = saved
         folded = metadata.get("coordinates") != "space"
         for key, which, wanted, file in (
-            ("d_in", space, dictionary.d_in, SPACE),
-            ("d_out", target or space, dictionary.d_out, TARGET_SPACE if target else SPACE),
+            ("d_in", spaces.read, dictionary.d_in, SPACE),
+            ("d_out", spaces.written, dictionary.d_out, TARGET_SPACE if spaces.target else SPACE),
         ):
             if resolve_site(model, which.site.name).width != which.site.width:
                 raise UserError(
@@ -179,77 +162,8 @@ def _subject(
                 )
             if wanted != (which.site.width if folded else which.dim):
                 raise UserError(f"{origin.path}: {key} = {wanted} does not fit its {file}.")
-        dictionary = unfold(dictionary, space, target) if folded else dictionary
-    device = pick_device(cfg.device)
-    target = None if target is None else target.to(device)
-    return Subject(name, space.site, space.to(device), dictionary.requires_grad_(False).to(device), target)
-
-
-def two_sites(metadata: dict[str, Any]) -> bool:
-    """Whether the metadata is that of a dictionary which writes elsewhere than it reads."""
-    return "transcoder" in str(metadata.get("architecture"))
-
-
-def _saved_space(origin: Origin, metadata: dict[str, Any]) -> Space | None:
-    """The space that a checkpoint of ours was trained in; None where only the folded export is there."""
-    if _knows_space(origin, metadata):
-        return Space.from_state(*load_tensors(origin.path / SPACE))
-    if isinstance(metadata.get("space"), dict) and metadata.get("coordinates") == "space":
-        raise UserError(f"{origin.path}: the weights are those of a space, and its {SPACE} is missing.")
-    return None
-
-
-def _knows_space(origin: Origin, metadata: dict[str, Any]) -> bool:
-    files = [SPACE, TARGET_SPACE] if two_sites(metadata) else [SPACE]
-    return isinstance(metadata.get("space"), dict) and all((origin.path / file).is_file() for file in files)
-
-
-def identity_space(site: Site, model: LanguageModel, metadata: dict[str, Any]) -> Space:
-    """The site's own coordinates, float32.
-
-    Where the metadata says that the model was loaded with `center_writing_weights` (TransformerLens, models with
-    LayerNorm), the SAE has seen the stream without its mean over the channels, and so the space takes it off.
-    """
-    kind = next(kind for kind, sites in SITES_OF.items() if site.kind in sites and kind != "logit_update")
-    zeros = torch.zeros(site.width)
-    loading = metadata.get("model_from_pretrained_kwargs")
-    centred = isinstance(loading, dict) and loading.get("center_writing_weights") is True
-    matrix = None
-    if (
-        centred
-        and site.width == model.d_model
-        and site.kind not in ("mlp_acts", "mlp_in", "hook")
-        and FinalNorm.of(model).centres
-    ):
-        matrix = torch.eye(site.width) - 1 / site.width
-    rank = site.width if matrix is None else site.width - 1
-    return Space(kind, site, site.width, rank, "none", 1.0, zeros, zeros, matrix, matrix)
-
-
-def _site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
-    name = site_name(metadata, cfg)
-    if name is None:
-        raise UserError(f"{origin.path}: its metadata names no site; name it: site=mlp_out@3, or another.")
-    if cfg.site is None and metadata.get("hook_head_index") is not None:
-        raise UserError(f"{origin.path}: an SAE on one attention head (hook_head_index) is not supported.")
-    try:
-        return resolve_site(model, name)
-    except UserError as error:
-        raise UserError(
-            f"{origin.path}: {str(error).rstrip('.')}; name the right one, such as site=mlp_out@3."
-        ) from None
-
-
-def _written_site(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig, model: LanguageModel) -> Site:
-    name = cfg.writes or metadata.get("site_out") or metadata.get("hook_name_out")
-    if not isinstance(name, str):
-        raise UserError(f"{origin.path}: its metadata does not say where it writes; name it: writes=mlp_out@3.")
-    try:
-        return resolve_site(model, name)
-    except UserError as error:
-        raise UserError(
-            f"{origin.path}: {str(error).rstrip('.')}; name the one that it writes, such as writes=mlp_out@3."
-        ) from None
+        dictionary = unfold(dictionary, *spaces) if folded else dictionary
+    return spaces.subject(name, dictionary.requires_grad_(False).to(pick_device(cfg.device)))
 
 
 def _tokens(metadata: dict[str, Any]) -> int | None:

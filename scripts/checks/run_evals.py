@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from sae_tools.analysis.controls import at_site
+from sae_tools.analysis.coordinates import identity_space
 from sae_tools.analysis.corpus import read_corpus
 from sae_tools.analysis.evaluation_pass import evaluate
-from sae_tools.analysis.sources import identity_space, open_sources
+from sae_tools.analysis.sources import open_sources
 from sae_tools.analysis.subject import Subject
 from sae_tools.config import RowsConfig
 from sae_tools.config_eval import EvalConfig

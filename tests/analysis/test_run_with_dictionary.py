@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_tools.analysis.run_with_dictionary import measure_dictionary, run_with_dictionary
 from sae_tools.config import RowsConfig
 from sae_tools.dictionaries import ReLUDictionary, TopKDictionary
+from sae_tools.dictionaries.formats.read import load_dictionary
 from sae_tools.dictionaries.formats.saelens import export_saelens
 from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
@@ -152,8 +153,10 @@ def test_in_a_space_that_is_another_at_every_token(tmp_path: Path):
     put = rows_at(SITE) - f[:, [2]] * scale.unsqueeze(1) * direction
     close(run.logits, by_hooks(put, corpus().kept))
     export_saelens(subject.dictionary, subject.space, tmp_path, {})
-    with pytest.raises(UserError, match="acts in a space that is not at hand"):
+    with pytest.raises(UserError, match=r" space\.safetensors is missing"):
         run_with_dictionary(tiny(), tmp_path, corpus().tokens)
+    with pytest.raises(UserError, match="acts in a space that is not at hand"):
+        run_with_dictionary(tiny(), load_dictionary(tmp_path), corpus().tokens)
     save_tensors(tmp_path / "space.safetensors", *subject.space.state())
     close(run_with_dictionary(tiny(), str(tmp_path), corpus().tokens, ablate=[2]).logits, run.logits)
 
@@ -180,6 +183,9 @@ def test_a_transcoder_is_put_where_it_writes():
     close(run_with_dictionary(tiny(), dictionary, corpus().tokens).logits, by_hooks(dictionary(x), kept))
     run = run_with_dictionary(tiny(), dictionary, corpus().tokens, "mlp_in@1", writes=SITE, ablate=[4])
     close(run.logits, by_hooks(rows_at(SITE) - dictionary.encode(x)[:, [4]] * dictionary.W_dec[4], kept))
+    dictionary.metadata = {"architecture": "skip_transcoder"}
+    with pytest.raises(UserError, match="does not say where it writes; name it, such as writes='mlp_out@3'"):
+        run_with_dictionary(tiny(), dictionary, corpus().tokens, "mlp_in@1")
 
 
 @torch.no_grad()
@@ -189,7 +195,7 @@ def test_a_transcoder_between_spaces(tmp_path: Path):
     assert subject.target_space is not None
     export_saelens(subject.dictionary, subject.space, tmp_path, {}, writes=subject.target_space)
     save_tensors(tmp_path / "space.safetensors", *subject.space.state())
-    with pytest.raises(UserError, match="acts in a space that is not at hand"):
+    with pytest.raises(UserError, match=r"target_space\.safetensors is missing"):
         run_with_dictionary(tiny(), tmp_path, corpus().tokens)
     save_tensors(tmp_path / "target_space.safetensors", *subject.target_space.state())
     ours = run_with_dictionary(tiny(), tmp_path, corpus().tokens)
@@ -219,7 +225,7 @@ def test_text_gets_bos():
     ("arguments", "message"),
     [
         ({"site": None}, "metadata names no site"),
-        ({"site": "mlp_acts@1"}, "the dictionary is 32 wide, but mlp_acts@1 of .* is 128 wide"),
+        ({"site": "mlp_acts@1"}, "it has d_in = 32, but mlp_acts@1 of .* is 128 wide"),
         ({"ablate": [20]}, "there is no feature 20: they are 0 to 19"),
         ({"ablate": [3], "steer": {3: 1.0}}, "feature 3 is to be changed twice"),
         ({"tokens": [[1, 2, 999]]}, "a token id is outside the vocabulary"),

@@ -278,7 +278,7 @@ def test_an_old_flat_configuration(tmp_path: Path) -> None:
         ({"dataset_path": ["python-stdlib", 3]}, "not in the SAE's own folder"),
         ({"dataset_path": []}, "not in the SAE's own folder"),
         ({"hook_name": None}, "names no site.*site=mlp_out@3"),
-        ({"hook_name": "blocks.7.hook_resid_post"}, "no site.*name the right one, such as site=mlp_out@3"),
+        ({"hook_name": "blocks.7.hook_resid_post"}, "no site.*name the right one, such as site='mlp_out@3'"),
         ({"hook_head_index": 2}, "one attention head"),
         ({"hook_name": "blocks.1.mlp.hook_post"}, "d_in = 32, but mlp_acts@1 of .* is 128 wide.*site=.*model.name"),
         ({"context_size": "long"}, "metadata gives 'long' for data.context_length"),
