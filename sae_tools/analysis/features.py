@@ -11,31 +11,28 @@ killed goes on where it was, and ends with the same bytes.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-from sae_tools.analysis.cooccurrence import Correlations, correlate
+from sae_tools.analysis.cooccurrence import correlate
 from sae_tools.analysis.corpus import Corpus, corpus_settings, read_corpus
 from sae_tools.analysis.directions import residual_directions, unit_norms
 from sae_tools.analysis.effects import ablation_effects
 from sae_tools.analysis.examples import Examples, measure_examples
 from sae_tools.analysis.feature_files import FORMAT, FeatureFile, save_features
+from sae_tools.analysis.fingerprints import architecture, digest, subject_fingerprint
 from sae_tools.analysis.firings import Firings, Reading, write_firings
 from sae_tools.analysis.geometry import geometry
 from sae_tools.analysis.logit_weights import logit_weights
+from sae_tools.analysis.matches import correlation_tensors
 from sae_tools.analysis.sources import Group, Source
 from sae_tools.analysis.subject import Subject
 from sae_tools.analysis.vocabulary import vocabulary
 from sae_tools.config_report import ReportConfig
-from sae_tools.dictionaries import BatchTopKDictionary, JumpReLUDictionary, ReLUDictionary, TopKDictionary
 from sae_tools.errors import UserError
 from sae_tools.models.parameters import weights_fingerprint
 from sae_tools.runs import atomic
@@ -53,7 +50,6 @@ MEASURED_BY = (
 )  # fmt: skip
 """The settings on which the numbers depend."""
 UNIT = "own space, decoder row of norm 1"
-COSINE_ROWS = 4096
 
 
 def measure_features(
@@ -328,77 +324,3 @@ def _writes(subject: Subject) -> dict[str, Any]:
     if subject.target_space is None:
         return {}
     return {"writes": subject.written_site.name, "target_space": subject.target_space.kind}
-
-
-def correlation_tensors(
-    results: list[Correlations], directions: list[Float[Tensor, "d_sae d_model"] | None], i: int, matches: int
-) -> dict[str, Tensor]:
-    """The arrays of dictionary i."""
-    own, others = results[i].own, results[i].others
-    features = own.feature.shape[0]
-    rest = [other for j, other in enumerate(directions) if j != i]
-    cosines = [match_cosines(directions[i], rest[j], best.feature) for j, best in enumerate(others)]
-
-    def stacked(tensors: list[Tensor], dtype: torch.dtype) -> Tensor:
-        return torch.stack(tensors, 1) if tensors else torch.empty(features, 0, matches, dtype=dtype)
-
-    return {
-        "correlated_feature": own.feature,
-        "correlated_value": own.value,
-        "match_feature": stacked([best.feature for best in others], torch.int32),
-        "match_value": stacked([best.value for best in others], torch.float32),
-        "match_cosine": stacked(cosines, torch.float32),
-    }
-
-
-def match_cosines(
-    own: Float[Tensor, "d_sae d_model"] | None,
-    other: Float[Tensor, "d_other d_model"] | None,
-    match: Int32[Tensor, "d_sae count"],
-) -> Float32[Tensor, "d_sae count"]:
-    """Cosine between the residual directions of each feature and its matches; NaN where there is no such thing."""
-    cosines = torch.full(match.shape, torch.nan)
-    if own is None or other is None:
-        return cosines
-    for rows in torch.arange(len(own)).split(COSINE_ROWS):
-        index = match[rows].long()
-        found = torch.cosine_similarity(own[rows, None].float(), other[index.clamp(min=0)].float(), dim=-1, eps=1e-30)
-        cosines[rows] = torch.where(index < 0, torch.nan, found)
-    return cosines
-
-
-def architecture(subject: Subject) -> dict[str, Any]:
-    """JSON-able: what of a dictionary does not stand in its weights."""
-    dictionary = subject.dictionary
-    if isinstance(dictionary, TopKDictionary):
-        return {"architecture": "topk", "k": dictionary.k}
-    if isinstance(dictionary, BatchTopKDictionary):
-        return {"architecture": "batchtopk", "k": dictionary.k}
-    if isinstance(dictionary, ReLUDictionary):
-        return {"architecture": "relu"}
-    if isinstance(dictionary, JumpReLUDictionary):
-        return {"architecture": "jumprelu"}
-    return {"architecture": type(dictionary).__name__}
-
-
-def subject_fingerprint(subject: Subject) -> str:
-    """Over everything that decides what the features are: weights, architecture, space and site."""
-    spaces = {"space": subject.space}
-    if subject.target_space is not None:
-        spaces["target_space"] = subject.target_space
-    described: dict[str, Any] = {}
-    named = dict(subject.dictionary.state_dict())
-    for key, space in spaces.items():
-        tensors, described[key] = space.state()
-        named |= {f"{key}.{name}": tensor for name, tensor in tensors.items()}
-    content = hashlib.blake2b(digest_size=16)
-    for name in sorted(named):
-        tensor = named[name].detach().cpu().contiguous()
-        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\0".encode())
-        content.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
-    return digest({"weights": content.hexdigest(), **described, **architecture(subject)})
-
-
-def digest(value: Any) -> str:
-    """32 hex digits over something JSON-able."""
-    return hashlib.blake2b(json.dumps(value, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -16,10 +16,13 @@ from sae_tools.analysis.corpus import Corpus
 from sae_tools.analysis.directions import unit_norms
 from sae_tools.analysis.examples import Examples
 from sae_tools.analysis.feature_files import FeatureFile
-from sae_tools.analysis.features import Measurement, match_cosines, measure_features, subject_fingerprint
+from sae_tools.analysis.features import Measurement, measure_features
+from sae_tools.analysis.fingerprints import architecture, subject_fingerprint
 from sae_tools.analysis.firings import Reading, write_firings
+from sae_tools.analysis.matches import match_cosines
 from sae_tools.analysis.sources import Group, open_sources
 from sae_tools.config_report import ReportConfig
+from sae_tools.dictionaries.formats.parts import KINDS
 from sae_tools.errors import UserError
 from sae_tools.models.capture import capture
 from sae_tools.models.final_norm import FinalNorm
@@ -30,6 +33,7 @@ from sae_tools.training.run import run_job
 from tests.analysis.test_cooccurrence import expected_best
 from tests.analysis.test_examples import checked_by_loops
 from tests.analysis.test_firings import dense_from
+from tests.dictionaries.formats.examples import example
 from tests.jobs import job_config
 
 CFG = ReportConfig(
@@ -217,6 +221,13 @@ def test_another_checkpoint_is_another_subject(group: Group, tmp_path: Path):
         assert before != subject_fingerprint(subject)
         assert all(files[id] != changed for id, changed in prints().items())  # the others' matches change with it
         subject.dictionary.b_enc[0] -= 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_dictionary_is_called_by_the_name_of_its_architecture(group: Group, kind: str):
+    subject = replace(group.sources[0].subject, dictionary=example(kind))
+    competes = {"k": 7} if kind in ("topk", "batchtopk", "matryoshka") else {}
+    assert architecture(subject) == {"architecture": kind, **competes}
 
 
 def test_the_same_weights_with_other_settings_are_another_model(group: Group, tmp_path: Path, monkeypatch):
