@@ -9,25 +9,16 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from torch import Tensor
 
-from sae_tools.config import ArchitectureConfig, DictionaryConfig, TrainingConfig, WritesConfig
+from sae_tools.config import DictionaryConfig, TrainingConfig, WritesConfig
 from sae_tools.config_architectures import Architecture
 from sae_tools.device import pick_device
 from sae_tools.dictionaries import Dictionary, build_dictionary
 from sae_tools.dictionaries.build import Target
 from sae_tools.dictionaries.formats.folding import without_subtraction
-from sae_tools.dictionaries.formats.parts import (
-    KIND_OF,
-    KINDS,
-    SCALED,
-    put_together,
-    rescaled,
-    take_apart,
-    unit_scaling,
-)
+from sae_tools.dictionaries.formats.parts import SCALED, put_together, rescaled, take_apart, unit_scaling
 from sae_tools.errors import UserError
 from sae_tools.models.sites import Site
 from sae_tools.rows import Rows
@@ -35,13 +26,11 @@ from sae_tools.seeds import generator
 from sae_tools.spaces import Space
 from sae_tools.tracking.progress import TokenProgress
 from sae_tools.training.guard import Guard, NonFiniteError
+from sae_tools.training.in_memory_settings import READ, WRITTEN, Kind, as_in_a_job, validated
 from sae_tools.training.loop import step_all
 from sae_tools.training.rebatch import Batch, Rebatched, Source
 from sae_tools.training.schedule import learning_rate_factor, total_steps
 from sae_tools.training.trainee import Trainee
-
-READ, WRITTEN = "rows", "targets"
-Kind = Literal["topk", "batchtopk", "matryoshka", "relu", "jumprelu", "gated"]
 
 
 class Trained(NamedTuple):
@@ -120,8 +109,8 @@ def train(
     if not tokens:
         raise UserError("tokens is missing: of rows that come from an iterable it says how many to train on.")
     given = what if isinstance(what, Dictionary) else None
-    cfg = _settings(what, settings, d_sae, b_dec_init, encoder_init, skip, match_l0)
-    training = _validated(
+    cfg = as_in_a_job(what, settings, d_sae, b_dec_init, encoder_init, skip, match_l0)
+    training = validated(
         TrainingConfig,
         tokens=tokens,
         batch_size=batch_size,
@@ -134,6 +123,12 @@ def train(
     trainee = _trainee(cfg, training, given, source.peek(training.estimate_rows), seed, rescale)
     steps, step, metrics = total_steps(training), 0, []
     guard = Guard(1, trainee.dictionary.b_dec.device)
+
+    def record() -> None:
+        _stop_if_not_finite(guard)
+        metrics.append(_record(trainee, step, steps))
+        on_record(metrics[-1])
+
     with ExitStack() as stack:
         bar = stack.enter_context(TokenProgress(steps * batch_size, 0, Console(stderr=True))) if progress else None
         for batch in source:
@@ -141,11 +136,7 @@ def train(
             step_all([trainee], _rows(batch), step, steps, guard)
             step += 1
             if step % log_every == 0 or step == steps:
-                if (bad := guard.look()) is not None:
-                    what_is_bad = "the rows" if bad[3] else "the loss or its gradient"
-                    raise NonFiniteError(f"{what_is_bad} became non-finite at step {bad[0] + 1}.")
-                metrics.append(_record(trainee, step, steps))
-                on_record(metrics[-1])
+                record()
             if bar is not None:
                 bar.update(step * batch_size)
             if step == steps:
@@ -153,11 +144,8 @@ def train(
     if step == 0:
         raise UserError(f"the rows are fewer than the {batch_size:,} of one batch (batch_size), so nothing is trained.")
     if step < steps:
-        if (bad := guard.look()) is not None:
-            raise NonFiniteError(f"the rows, the loss or its gradient became non-finite at step {bad[0] + 1}.")
         if step % log_every:
-            metrics.append(_record(trainee, step, steps))
-            on_record(metrics[-1])
+            record()
         warnings.warn(f"the rows ran out after {step * batch_size:,} of {steps * batch_size:,}", stacklevel=2)
     scale = None if trainee.target_space is None else trainee.target_space.scale
     dictionary = in_other_units(trainee.dictionary, trainee.space.scale, scale).requires_grad_(True)
@@ -184,71 +172,6 @@ def in_other_units(dictionary: Dictionary, x: float, y: float | None = None) -> 
         W_skip=None if parts.W_skip is None else parts.W_skip * (y / x),
     )
     return put_together(replace(changed, W_dec=parts.W_dec.clone())).cpu()
-
-
-def _settings(
-    what: Kind | Architecture | DictionaryConfig | Dictionary,
-    settings: dict[str, Any],
-    d_sae: int | None,
-    b_dec_init: Any,
-    encoder_init: Any,
-    skip: bool,
-    match_l0: float | None,
-) -> DictionaryConfig:
-    """As a job would have them, at a site of the name `rows`."""
-    if isinstance(what, DictionaryConfig | Architecture) and settings:
-        raise UserError(f"{next(iter(settings))} is a setting of the configuration that is given: set it there.")
-    if isinstance(what, DictionaryConfig):
-        if d_sae is not None or skip or match_l0 is not None:
-            raise UserError("d_sae, skip and match_l0 are settings of the configuration that is given: set them there.")
-        if what.init_from is not None:
-            raise UserError("init_from is for jobs: give train the dictionary itself (load_dictionary).")
-        cfg = what
-    else:
-        if isinstance(what, Dictionary):
-            if d_sae not in (None, what.d_sae) or skip:
-                raise UserError("d_sae and skip are the given dictionary's own, and cannot be chosen.")
-            d_sae = what.d_sae
-            architecture = _validated(ArchitectureConfig, **{**_own_settings(what), **settings})
-        elif isinstance(what, str):
-            architecture = _validated(ArchitectureConfig, kind=what, **settings)
-        elif isinstance(what, Architecture):
-            architecture = what
-        else:
-            raise UserError(
-                f"train takes an architecture's name, a configuration or a Dictionary, and no {type(what).__name__}."
-            )
-        cfg = _validated(
-            DictionaryConfig,
-            site=READ,
-            architecture=architecture.model_dump(),
-            b_dec_init=b_dec_init,
-            encoder_init=encoder_init,
-            match_l0=match_l0,
-            **({} if d_sae is None else {"d_sae": d_sae}),
-            **({"writes": {"site": WRITTEN}, "skip": True} if skip else {}),
-        )
-    if getattr(cfg.architecture, "resample_at", None):
-        raise UserError("resample_at is for jobs, which can read their text again; train does not resample.")
-    return cfg
-
-
-def _own_settings(dictionary: Dictionary) -> dict[str, Any]:
-    """Of its architecture, those that it knows itself."""
-    kind = KIND_OF[type(dictionary)]
-    known = type(_validated(ArchitectureConfig, kind=kind)).model_fields
-    return {"kind": kind} | {name: getattr(dictionary, name) for name in KINDS[kind].settings if name in known}
-
-
-def _validated(form: Any, /, **values: Any) -> Any:
-    """UserError in a sentence for what pydantic refuses."""
-    try:
-        return TypeAdapter(form).validate_python(values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "settings"
-        reason = "is no setting of it" if first["type"] == "extra_forbidden" else first["msg"]
-        raise UserError(f"{place}: {reason}.") from None
 
 
 def _trainee(
@@ -313,6 +236,12 @@ def _rows(batch: Batch) -> Rows:
     nothing = torch.zeros(len(batch), dtype=torch.int64, device=batch.x.device)
     activations = {READ: batch.x} if batch.y is None else {READ: batch.x, WRITTEN: batch.y}
     return Rows(activations, nothing, nothing, nothing)
+
+
+def _stop_if_not_finite(guard: Guard) -> None:
+    if (bad := guard.look()) is not None:
+        what = "the rows" if bad[3] else "the loss or its gradient"
+        raise NonFiniteError(f"{what} became non-finite at step {bad[0] + 1}.")
 
 
 def _record(trainee: Trainee, step: int, steps: int) -> dict[str, float]:
