@@ -279,9 +279,11 @@ class Dictionary(nn.Module, ABC):
         l1: Coefficient = 0.0,
     ) -> Float[Tensor, " rows"]:
         """The objective of each row alone (auxiliary loss left out), without gradients."""
+        return self._row_losses(x, x if target is None else target, l1)
+
+    def _row_losses(self, x: Tensor, target: Tensor, l1: Coefficient) -> Float[Tensor, " rows"]:
         f = self.encode(x)
-        error = (x if target is None else target) - self.decode(f, x)
-        return error.pow(2).sum(-1) + l1 * self.row_penalties(f)
+        return (target - self.decode(f, x)).pow(2).sum(-1) + l1 * self.row_penalties(f)
 
     def row_penalties(self, f: Float[Tensor, "rows d_sae"]) -> Float[Tensor, " rows"]:
         """The sparsity penalty of each row, without its coefficient; 0 where an architecture has none."""

@@ -21,7 +21,7 @@ from sae_tools.config import (
 from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.batchtopk import BatchTopKDictionary
 from sae_tools.dictionaries.gated import GatedDictionary
-from sae_tools.dictionaries.initial import Project, Target, initial_tensors
+from sae_tools.dictionaries.initial import Project, Side, Target, initial_tensors
 from sae_tools.dictionaries.jumprelu import JumpReLUDictionary
 from sae_tools.dictionaries.matryoshka import MatryoshkaDictionary
 from sae_tools.dictionaries.relu import ReLUDictionary
@@ -56,7 +56,7 @@ def build_dictionary(
 
     Raises UserError for k, aux_k or target_l0 above d_sae.
     """
-    start = initial_tensors(cfg, dim, generator, sample, project, target)
+    start = initial_tensors(cfg, generator, Side(dim, sample, project), target)
     return _of_architecture(cfg.architecture, start.shared, subtract_b_dec=target is None, W_skip=start.W_skip)
 
 

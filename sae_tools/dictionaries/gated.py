@@ -68,16 +68,8 @@ class GatedDictionary(Dictionary):
         loss = error.pow(2).sum() + l1 * penalty + gate_error
         return Objective(f, error, loss, {"l1": penalty.detach(), "gate_error": gate_error.detach()})
 
-    @torch.no_grad()
-    def row_losses(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        *,
-        target: Float[Tensor, "rows d_out"] | None = None,
-        l1: Coefficient = 0.0,
-    ) -> Float[Tensor, " rows"]:
-        target = x if target is None else target
+    def _row_losses(self, x: Tensor, target: Tensor, l1: Coefficient) -> Float[Tensor, " rows"]:
         gate = self.pre_activations(x).relu()
         weights = torch.ones_like(self.b_enc) if self.form == "unit-norm" else self.decoder_norms
         by_gate = (target - self.decode(gate, x)).pow(2).sum(-1)
-        return super().row_losses(x, target=target) + l1 * (gate @ weights) + by_gate
+        return super()._row_losses(x, target, 0.0) + l1 * (gate @ weights) + by_gate

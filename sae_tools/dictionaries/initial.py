@@ -20,13 +20,17 @@ CHUNK = 4096
 """Rows whose centred copies are held at once."""
 
 
-class Target(NamedTuple):
-    """What a two-site dictionary reconstructs."""
+class Side(NamedTuple):
+    """What a dictionary reads, or what it reconstructs."""
 
     dim: int
-    sample: Float[Tensor, "rows d_out"] | None = None
-    """The rows that go with those of what it reads."""
+    sample: Float[Tensor, "rows dim"] | None = None
+    """Some rows; those of what is reconstructed go with those of what is read."""
     project: Project | None = None
+
+
+Target = Side
+"""What a two-site dictionary reconstructs."""
 
 
 class Start(NamedTuple):
@@ -45,34 +49,29 @@ class Start(NamedTuple):
 
 
 def initial_tensors(
-    cfg: DictionaryConfig,
-    dim: int,
-    generator: torch.Generator,
-    sample: Float[Tensor, "rows dim"] | None = None,
-    project: Project | None = None,
-    target: Target | None = None,
+    cfg: DictionaryConfig, generator: torch.Generator, read: Side, target: Target | None = None
 ) -> Start:
     """As `build_dictionary` says."""
-    device = "cpu" if sample is None else sample.device
+    device = "cpu" if read.sample is None else read.sample.device
 
-    def draw(width: int, project: Project | None) -> Float[Tensor, "d_sae width"]:
+    def draw(side: Side) -> Float[Tensor, "d_sae dim"]:
         if cfg.encoder_init == "tied":
-            rows = torch.randn(cfg.d_sae, width, generator=generator)
+            rows = torch.randn(cfg.d_sae, side.dim, generator=generator)
         else:
-            rows = (2 * torch.rand(cfg.d_sae, width, generator=generator) - 1) / width**0.5
-        return rows if project is None else project(rows.to(device)).cpu()
+            rows = (2 * torch.rand(cfg.d_sae, side.dim, generator=generator) - 1) / side.dim**0.5
+        return rows if side.project is None else side.project(rows.to(device)).cpu()
 
+    written = read if target is None else target
+    W_dec = torch.nn.functional.normalize(draw(written), dim=-1)
+    b_dec, b_enc = _initial_bias(cfg, written), torch.zeros(cfg.d_sae)
     if target is None:
-        W_dec = torch.nn.functional.normalize(draw(dim, project), dim=-1)
-        encoder = W_dec.clone() if cfg.encoder_init == "tied" else draw(dim, project)
-        return Start(encoder, torch.zeros(cfg.d_sae), W_dec, _initial_bias(cfg, dim, sample), None)
-    W_dec = torch.nn.functional.normalize(draw(target.dim, target.project), dim=-1)
-    b_dec = _initial_bias(cfg, target.dim, target.sample)
-    W_skip = torch.zeros(dim, target.dim) if cfg.skip else None
-    if cfg.encoder_init == "kaiming" or sample is None or target.sample is None:
-        return Start(draw(dim, project), torch.zeros(cfg.d_sae), W_dec, b_dec, W_skip)
-    encoder = W_dec @ linear_prediction(sample, target.sample).T.cpu()
-    return Start(encoder, -(encoder @ _initial_bias(cfg, dim, sample)), W_dec, b_dec, W_skip)
+        encoder = W_dec.clone() if cfg.encoder_init == "tied" else draw(read)
+        return Start(encoder, b_enc, W_dec, b_dec, None)
+    W_skip = torch.zeros(read.dim, target.dim) if cfg.skip else None
+    if cfg.encoder_init == "kaiming" or read.sample is None or target.sample is None:
+        return Start(draw(read), b_enc, W_dec, b_dec, W_skip)
+    encoder = W_dec @ linear_prediction(read.sample, target.sample).T.cpu()
+    return Start(encoder, -(encoder @ _initial_bias(cfg, read)), W_dec, b_dec, W_skip)
 
 
 def linear_prediction(x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_out"]) -> Float[Tensor, "d_in d_out"]:
@@ -95,10 +94,10 @@ def linear_prediction(x: Float[Tensor, "rows d_in"], y: Float[Tensor, "rows d_ou
     return torch.linalg.solve(covariance.double(), common.double()).to(x.dtype)
 
 
-def _initial_bias(cfg: DictionaryConfig, dim: int, sample: Tensor | None) -> Float[Tensor, " dim"]:
+def _initial_bias(cfg: DictionaryConfig, side: Side) -> Float[Tensor, " dim"]:
     if cfg.b_dec_init == "zero":
-        return torch.zeros(dim)
-    if sample is None or sample.shape[0] == 0:
+        return torch.zeros(side.dim)
+    if side.sample is None or side.sample.shape[0] == 0:
         raise ValueError(f"b_dec_init '{cfg.b_dec_init}' needs a sample of rows")
-    bias = mean_of_rows(sample) if cfg.b_dec_init == "mean" else geometric_median(sample)
+    bias = mean_of_rows(side.sample) if cfg.b_dec_init == "mean" else geometric_median(side.sample)
     return bias.float().cpu()

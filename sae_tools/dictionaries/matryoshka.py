@@ -41,16 +41,9 @@ class MatryoshkaDictionary(BatchTopKDictionary):
             loss = loss + error.pow(2).sum()
         return Objective(f, error, loss / len(self.widths), {}, {"smallest_active": smallest_positive(f.detach())})
 
-    @torch.no_grad()
-    def row_losses(
-        self,
-        x: Float[Tensor, "rows d_in"],
-        *,
-        target: Float[Tensor, "rows d_out"] | None = None,
-        l1: Coefficient = 0.0,
-    ) -> Float[Tensor, " rows"]:
+    def _row_losses(self, x: Tensor, target: Tensor, l1: Coefficient) -> Float[Tensor, " rows"]:
         f = self.encode(x)
-        error = (x if target is None else target) - self.decode(torch.zeros_like(f), x)
+        error = target - self.decode(torch.zeros_like(f), x)
         losses = []
         for first, last in pairwise([0, *self.widths]):
             error = error - f[:, first:last] @ self.W_dec[first:last]
