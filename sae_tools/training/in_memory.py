@@ -86,7 +86,7 @@ def train(
     rows: a tensor or numpy array [rows, d_in]; a pair (x, target) of them for a dictionary that predicts other vectors
         than it reads (a transcoder, with a skip connection if `skip`); or any iterable of these, of any numbers of rows
         (`Rebatched`). A tensor or array is shuffled anew in every pass. An iterable is taken in its own order: shuffle
-        it, since neighbouring tokens are alike.
+        it, since neighbouring tokens are alike; what it gives must stay as it was given (no buffer filled again).
     tokens: rows to train on, rounded up to whole batches; None: all of a tensor or array once.
     lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration; warmup_steps None: a tenth of the
         steps, at most 100.
