@@ -34,6 +34,7 @@ def test_a_renamed_folder_of_gemma_scope_2_is_told_by_its_configuration(tmp_path
     read, said = read_dictionary(shutil.move(tmp_path / "layer_7", tmp_path / "mine"))
     assert said["model_name"] == "google/gemma-3-270m" and said["architecture"] == "jumprelu_skip_transcoder"
     assert (said["hook_name"], said["hook_name_out"]) == ("blocks.7.hook_mlp_in", "blocks.7.hook_mlp_out")
+    assert said["site"] == "mlp_in@7"  # after the norm, as the configuration's module is
     w, x = weights(), rows(D)
     pre = x @ w["encoder"].T + w["b_enc"]
     with torch.no_grad():

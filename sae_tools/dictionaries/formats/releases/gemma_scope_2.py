@@ -4,6 +4,9 @@ Tensors w_enc [d_in, d_sae], b_enc, w_dec [d_sae, d_in], b_dec, threshold [d_sae
 affine_skip_connection [d_in, d_in], by which rows are multiplied as it is; b_dec is not subtracted. SAEs of the
 attention read the heads' outputs side by side. config.json names modules of transformers; without it the folder's name
 does: `gemma-scope-2-4b-pt/transcoder_all/layer_9_width_16k_l0_small_affine`.
+
+Transcoders read what the MLP reads, the stream after its norm, says config.json. SAELens calls that hook_mlp_in, which
+in TransformerLens is the stream before the norm; so metadata has its name as `hook_name`, and as `site` the place.
 """
 
 from __future__ import annotations
@@ -75,6 +78,8 @@ def _hooks(reads: object, writes: object) -> dict[str, Any]:
     if hook is None:
         return {}
     said: dict[str, Any] = {"hook_name": hook, "hf_hook_name": reads}
+    if hook.endswith("hook_mlp_in"):
+        said["site"] = f"mlp_in@{hook.split('.')[1]}"
     if out is not None and out != hook:
         said |= {"hook_name_out": out, "hf_hook_name_out": writes, "architecture": "jumprelu_transcoder"}
     return said
