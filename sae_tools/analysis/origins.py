@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
-from sae_tools.dictionaries.formats.read import format_at
+from sae_tools.dictionaries.formats.local import format_at
 from sae_tools.dictionaries.formats.saelens import CFG, WEIGHTS
 from sae_tools.errors import UserError
 from sae_tools.runs.directory import RunDirectory

@@ -114,7 +114,7 @@ def _check(cfg: DictionaryConfig, initial: Initial, sites: Sites, model: Languag
         ("hook_name", "site", sites.read, dictionary.d_in, "reads"),
         ("hook_name_out", "site_out", sites.written, dictionary.d_out, "writes"),
     ):
-        said = metadata.get(key) or metadata.get(ours)  # weights of a space name no hook, which they do not act on
+        said = metadata.get(ours) or metadata.get(key)  # ours is exact, and weights of a space name no hook
         if isinstance(said, str) and not _same_site(said, site, model):
             raise UserError(f"{where} {what} {said[:100]}, but the dictionary {site.name}.")
         if metadata.get("coordinates") != "space" and width != site.width:

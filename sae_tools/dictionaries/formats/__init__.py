@@ -1,9 +1,10 @@
 """Dictionary files that other programs write and read.
 
-`read.py` recognises a format, `write.py` writes one; `saelens/`, `dictionary_learning.py` and `sparsify.py` are the
-formats, `releases/` layouts of published dictionaries that are read only, `hub.py` what is fetched, `support.py` which
-architecture exists where. `parts.py` takes dictionaries apart, `folding.py` moves them between coordinates, `units.py`
-says what an activation is, `files.py`, `torch_file.py` and `npz.py` read what nobody vouches for.
+`read.py` reads whatever a path or a name means, `local.py` tells formats on the disk apart, `hub.py` fetches and
+`write.py` writes. `saelens/`, `dictionary_learning.py` and `sparsify.py` are the formats, `releases/` the layouts of
+published dictionaries, which are read only; `support.py` says which architecture exists where. `parts.py` takes
+dictionaries apart, `folding.py` moves them between coordinates, `units.py` says what an activation is; `files.py`,
+`torch_file.py` and `npz.py` read what nobody vouches for.
 """
 
 from sae_tools.dictionaries.formats.folding import unfold

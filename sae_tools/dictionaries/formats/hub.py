@@ -20,6 +20,7 @@ import yaml
 from sae_tools.dictionaries.base import Dictionary
 from sae_tools.dictionaries.formats import dictionary_learning, saelens, sparsify
 from sae_tools.dictionaries.formats.files import one_line
+from sae_tools.dictionaries.formats.local import format_at, read_local
 from sae_tools.dictionaries.formats.releases import IN_FOLDERS, LAYOUTS, SINGLE_FILES, Release, Source, read_release
 from sae_tools.errors import UserError
 
@@ -62,8 +63,6 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
     Raises UserError for a name that is none, a release or id that the registry does not have, a release in a format
     that is not read here, and for what the hub or the network refuse.
     """
-    from sae_tools.dictionaries.formats.read import format_at, read_dictionary
-
     scheme, _, rest = name.partition(":")
     place = registered(rest) if scheme == "saelens" else _on_hub(rest)
     folder = fetch(place)
@@ -79,7 +78,7 @@ def read_from_hub(name: str, *, fold_decoder_norm: bool | None = None) -> tuple[
             overrides=place.overrides,
         )
     else:
-        dictionary, metadata = read_dictionary(folder, fold_decoder_norm=fold_decoder_norm)
+        dictionary, metadata = read_local(folder, fold_decoder_norm=fold_decoder_norm)
     if place.loader == "dictionary_learning_1" and "hook_name" not in metadata:
         # where SAELens takes its releases of that format to be
         layer = metadata.get("trainer", {}).get("layer")

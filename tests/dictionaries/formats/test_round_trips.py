@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from sae_tools import load_dictionary, save_dictionary
+from sae_tools.dictionaries.formats.local import format_at
 from sae_tools.dictionaries.formats.parts import KINDS, take_apart
-from sae_tools.dictionaries.formats.read import format_at, read_dictionary
+from sae_tools.dictionaries.formats.read import read_dictionary
 from sae_tools.dictionaries.formats.support import FORMATS, MATRIX, Architecture, architecture_of, table
 from sae_tools.dictionaries.formats.units import FOLDED
 from sae_tools.dictionaries.formats.write import write_dictionary
