@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_refused_before_there_is_a_run(before: Path, folder
     wrong: list[tuple[dict[str, dict[str, Any]], str]] = [
         ({"update": {"architecture": {"kind": "relu"}}}, "is a topk dictionary, whose weights mean nothing to relu"),
         ({"update": {"d_sae": 48}}, "has 64 features, but d_sae is 48"),
-        ({"update": {"site": "mlp_out@2"}}, "reads blocks.1.hook_mlp_out, but the dictionary mlp_out@2"),
+        ({"update": {"site": "mlp_out@2"}}, "reads mlp_out@1, but the dictionary mlp_out@2"),
         ({"update": {"init_from": other, **acts}}, "reads 32 dimensions, but mlp_acts@1 has 128"),
         ({"update": {"init_from": str(tmp_path / "nothing")}}, "there is no such file or folder"),
         ({"update": {"init_from": str(damaged)}}, "sae_weights.safetensors"),
