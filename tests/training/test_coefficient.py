@@ -13,7 +13,7 @@ from rich.console import Console
 
 from sae_tools.config import DictionaryConfig, JobConfig, TrainingConfig
 from sae_tools.config_loading import load_config
-from sae_tools.training.coefficient import REACH, CoefficientSearch
+from sae_tools.training.coefficient import REACH, RISEN, CoefficientSearch
 from sae_tools.training.run import run_job
 from sae_tools.training.schedule import learning_rate_factor
 from tests.jobs import write_job
@@ -23,16 +23,30 @@ GO, FROZEN = torch.zeros(()), torch.ones(())
 TRAINING = TrainingConfig(warmup_steps=50)
 
 
-def searched(target: float, start: float, steps: int, *, right: float, slope: float, lag: float, noise: float = 0.015):
+def searched(
+    target: float,
+    start: float,
+    steps: int,
+    *,
+    right: float,
+    slope: float,
+    lag: float,
+    noise: float = 0.015,
+    grows: float = 0.0,
+    fastest: float = math.inf,
+    slow: bool = False,
+):
     """(search, log L0 at every step, coefficients) on a dictionary whose L0 would be `target` at the coefficient
-    `right`, goes by its power -slope, starts at 512 and follows within `lag` steps at the full learning rate."""
-    search, log_l0, g = CoefficientSearch(target, start), math.log(512), torch.Generator().manual_seed(0)
+    `right`, goes by its power -slope, starts at 512 and follows within `lag` steps at the full learning rate, by
+    `fastest` a step at most. grows: of log L0, while the learning rate falls to 0."""
+    search, log_l0, g = CoefficientSearch(target, start, slow), math.log(512), torch.Generator().manual_seed(0)
     history = []
     for step in range(steps):
         factor = learning_rate_factor(step, steps, TRAINING)
         coefficient = search.coefficient().item()
         goes_to = math.log(target) - slope * math.log(coefficient / right)
-        log_l0 += factor / lag * (goes_to - log_l0)
+        goes_to -= grows * factor
+        log_l0 += factor * min(max((goes_to - log_l0) / lag, -fastest), fastest)
         seen = torch.tensor(log_l0 + noise * torch.randn((), generator=g).item()).exp()
         search.see(seen, step, steps, factor, 1.0, GO)
         history.append((log_l0, coefficient))
@@ -52,12 +66,31 @@ def test_it_arrives_and_settles(start: float, slope: float, lag: float, steps: i
         assert min(log_l0) > math.log(32) - 0.15  # features are not driven out on the way
 
 
+@pytest.mark.parametrize("grows", [-0.1, 0.1])
+def test_what_a_falling_learning_rate_adds_is_taken_off(grows: float) -> None:
+    _, log_l0, _ = searched(16, 1.0, 2000, right=1.5, slope=0.8, lag=10, noise=0.04, grows=grows)
+    assert log_l0[-1] == pytest.approx(math.log(16), abs=0.025)
+
+
+def test_it_does_not_run_away_where_l0_cannot_follow() -> None:
+    steps = 2000  # of which the way down takes 1,700
+    _, log_l0, coefficients = searched(
+        16, 1.0, steps, right=1.0, slope=0.6, lag=300, noise=0.04, fastest=4 / steps, slow=True
+    )
+    assert log_l0[-1] == pytest.approx(math.log(16), abs=0.1)
+    assert max(coefficients) < REACH / 10
+
+
 def test_bounds_and_verdicts() -> None:
     search, *_ = searched(32, 1.0, 2000, right=1.0, slope=1.3, lag=60)
     met = search.verdict(31.0, "a's l1")
     assert met["met"] and met["target"] == 32 and met["l0"] == 31 and "a's l1 at" in str(met["said"])
     missed = search.verdict(30.0, "a's l1")
-    assert not missed["met"] and "not met within 5%" in str(missed["said"]) and "not settled" in str(missed["said"])
+    assert (
+        not missed["met"] and "not met within 5%" in str(missed["said"]) and "held out differs" in str(missed["said"])
+    )
+    short, log_l0, _ = searched(32, 1.0, 60, right=30.0, slope=1.3, lag=60)
+    assert log_l0[-1] > math.log(64) and "not settled" in str(short.verdict(math.exp(log_l0[-1]), "a's l1")["said"])
     for right, said in ((1e9, "largest"), (1e-9, "smallest")):
         stuck, *_ = searched(32, 1.0, 2000, right=right, slope=1.3, lag=60)
         assert stuck.coefficient().item() == pytest.approx(REACH if right > 1 else 1 / REACH, rel=1e-3)
@@ -67,7 +100,7 @@ def test_bounds_and_verdicts() -> None:
 def test_a_frozen_step_and_the_ramp_move_nothing() -> None:
     search = CoefficientSearch(32, 2.0)
     for step in range(10):
-        search.see(torch.tensor(400.0), step, 1000, 1.0, step / 10, GO)
+        search.see(torch.tensor(400.0), step, 1000, 1.0, RISEN * step / 10, GO)
     assert search.coefficient().item() == pytest.approx(2.0)
     search.see(torch.tensor(400.0), 10, 1000, 1.0, 1.0, GO)
     before = search.numbers.clone()

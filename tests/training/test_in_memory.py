@@ -192,7 +192,7 @@ def test_records_are_handed_over_as_they_come(capfd):
 
 def test_the_sparsity_coefficient_is_searched_for():
     free, few = (train("relu", toy(), tokens=60_000, match_l0=wanted, **SHORT).metrics[-1] for wanted in (None, 3))
-    assert few["coefficient"] > 1.5 and 3 < few["l0"] < 0.8 * free["l0"]
+    assert few["coefficient"] > 1.5 and few["l0"] == pytest.approx(3, rel=0.1) and free["l0"] > 4
     with pytest.raises(UserError, match="match_l0"):
         train("topk", toy(), k=3, match_l0=3, **SHORT)
 
