@@ -138,7 +138,7 @@ def evaluate_group(
             if not about["tasks"]:
                 say(f"No probing: {why_none(about)}; more text may do (tokens=, probing.tokens=).")
     described = {
-        "model": model.name,
+        "model": model.title,
         "data": group.data.model_dump(mode="json"),
         "rows": rows.model_dump(mode="json"),
         "tokens": corpus.counted,

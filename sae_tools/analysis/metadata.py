@@ -30,10 +30,10 @@ def model_of(origin: Origin, metadata: dict[str, Any], cfg: SourceConfig) -> Mod
         own = origin.config.model
         local = _local(own.name, origin, "config.json")
         return _merged(own.model_copy(update={"name": local or own.name}), cfg.model)
-    if cfg.model is not None and "name" in cfg.model.model_fields_set:
-        return cfg.model
     local = _known_model(origin, metadata)
-    if local is None:
+    if cfg.model is not None and "name" in cfg.model.model_fields_set:
+        local = cfg.model.name
+    elif local is None:
         must_be_named(origin, metadata, cfg, needs_model=True, needs_site=False)
     assert local is not None
     seed = metadata.get("model_shuffle_weights")

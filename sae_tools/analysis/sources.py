@@ -128,7 +128,11 @@ def _checked(model: LanguageModel, origin: Origin) -> LanguageModel:
     """The model, if it is the one that the run was trained on as far as the run's provenance tells."""
     about = ((origin.config.provenance or {}).get("model") if origin.config else None) or {}
     expected, dtype = about.get("weights_fingerprint"), str(model.dtype).removeprefix("torch.")
-    if expected is not None and about.get("dtype") == dtype and weights_fingerprint(model.bridge) != expected:
+    if about.get("dtype") == dtype:
+        other = expected is not None and weights_fingerprint(model.bridge) != expected
+    else:  # whose weights were rounded
+        other = bool(about) and about.get("shuffle_weights") != model.shuffle_weights
+    if other:
         raise UserError(
             f"{origin.run}: the weights of {model.name} are not those that it was trained on; name the right model: "
             f"model.name=FOLDER."

@@ -38,6 +38,11 @@ class LanguageModel:
     """Holds the plain view (models/plain.py) and what was verified about it."""
 
     @property
+    def title(self) -> str:
+        """Its name for readers."""
+        return title(self.name, self.shuffle_weights)
+
+    @property
     def n_layers(self) -> int:
         return self.bridge.cfg.n_layers
 
@@ -131,6 +136,11 @@ class LanguageModel:
             "tokenizer_fingerprint": self.tokenizer_fingerprint,
             "weights_fingerprint": weights_fingerprint(self.bridge),
         }
+
+
+def title(name: str, shuffle_weights: int | None) -> str:
+    """A model's name for readers, who must not take one that has learnt nothing for the one of that name."""
+    return name if shuffle_weights is None else f"{name} (weights shuffled, seed {shuffle_weights})"
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:

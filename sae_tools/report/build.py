@@ -15,7 +15,7 @@ from sae_tools.analysis.sources import Group, Source, open_sources
 from sae_tools.config import DataConfig
 from sae_tools.config_report import ReportConfig
 from sae_tools.errors import UserError
-from sae_tools.models.load import LanguageModel
+from sae_tools.models.language_model import LanguageModel, title
 from sae_tools.models.parameters import parameter_count
 from sae_tools.report.contents import ModelShown, load_contents, model_card
 from sae_tools.report.marker import is_report
@@ -114,7 +114,7 @@ def described_corpus(group: Group) -> dict[str, Any]:
 
     sources = [group.data.source] if isinstance(group.data.source, str) else group.data.source
     return {
-        "model": named(group.model.name),
+        "model": title(named(group.model.name), group.model.shuffle_weights),
         "source": ", ".join(map(named, sources)),
         "held_out": held_out(group),
     }
@@ -124,6 +124,7 @@ def loaded_model(model: LanguageModel) -> dict[str, Any]:
     """As `LanguageModel.describe`, without what takes long; of a folder only its name, not where it is."""
     return {
         "name": model.folder.name if model.kind == "folder" and model.folder is not None else model.name,
+        **({} if model.shuffle_weights is None else {"shuffle_weights": model.shuffle_weights}),
         "architecture": model.architecture,
         "n_layers": model.n_layers,
         "d_model": model.d_model,

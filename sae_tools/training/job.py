@@ -97,6 +97,12 @@ def open_model(
     device = pick_device(cfg.training.device, "training.device")
     if model is None:
         model = load_configured(cfg.model, device)
+    elif cfg.model.shuffle_weights != model.shuffle_weights:
+        found = "are as they were learnt" if model.shuffle_weights is None else f"have {model.shuffle_weights}"
+        raise UserError(
+            f"model.shuffle_weights is {cfg.model.shuffle_weights}, but the weights of the model in memory {found}; "
+            "load it by load_model(NAME, shuffle_weights=SEED) with the configuration's seed."
+        )
     check_context_length(cfg, model)
     return device, model, resolve_sites(cfg, model)
 

@@ -79,7 +79,7 @@ def describe(job: Job, console: Console, resumed: bool) -> None:
     verb = f"Resuming at {job.tokens:,} tokens" if resumed else "Training"
     if job.step == job.steps:
         verb = "Trained already, to be measured again"
-    console.print(f"{verb}: {len(job.trainees)} dictionaries on {job.model.name} → {job.run.path}")
+    console.print(f"{verb}: {len(job.trainees)} dictionaries on {job.model.title} → {job.run.path}")
     for trainee in job.trainees:
         d = trainee.dictionary
         places = [f"{s.kind} ({s.dim} dimensions) at {s.site.name}" for s in (trainee.space, trainee.written)]

@@ -110,7 +110,7 @@ def write_store(
         console.print(f"{path} is complete: {store.rows:,} rows, {_size(store.bytes)}")
         return store
     missing = plan.bytes - sum(header.bytes for header in written.headers)
-    console.print(f"Store: {plan.rows:,} rows of {storing.model.name} → {path}")
+    console.print(f"Store: {plan.rows:,} rows of {storing.model.title} → {path}")
     held = [f"{site.name} ({site.width})" for site in plan.sites] + ["the final norm's scale"] * plan.scale
     console.print(f"  {', '.join(held)} in {plan.dtype}, {plan.layout.row_bytes:,} bytes a row")
     console.print(f"  {_size(plan.bytes)} in {plan.shards:,} files, shuffled {plan.fill_rows:,} rows at a time")

@@ -22,6 +22,7 @@ from sae_tools.dictionaries.formats.write import write_dictionary
 from sae_tools.errors import UserError
 from sae_tools.models.load import load_model
 from sae_tools.runs.tensors import load_tensors
+from sae_tools.training.job import open_model
 from sae_tools.training.run import run_job
 from tests.dictionaries.formats.examples import example
 from tests.jobs import job_config, text_corpus
@@ -159,6 +160,27 @@ def test_a_run_on_shuffled_weights_is_opened_on_them(tmp_path: Path) -> None:
     for given in (path, alone):
         (group,) = open_sources([given], CFG.model_copy(update={"data": DataConfig(source="python-stdlib")}))
         assert group.model.describe() == run, given
+    named = CFG.model_copy(update={"data": DataConfig(source="python-stdlib")})
+    copied = ModelConfig(name=str(shutil.copytree(tiny_model("gpt2"), tmp_path / "copied")))
+    for given in (path, alone):  # the model lies elsewhere, and is shuffled there
+        (group,) = open_sources([given], named.model_copy(update={"model": copied}))
+        assert group.model.describe()["weights_fingerprint"] == run["weights_fingerprint"]
+        assert group.model.title == f"{copied.name} (weights shuffled, seed 5)"
+    learnt = ModelConfig(name=copied.name, shuffle_weights=None)
+    (group,) = open_sources([alone], named.model_copy(update={"model": learnt}))
+    assert group.model.title == copied.name
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match="are not those that it was trained on"):
+            open_sources([path], CFG, load_model(tiny_model("gpt2"), dtype=dtype))
+
+
+def test_a_model_in_memory_is_shuffled_as_the_job_says(tmp_path: Path) -> None:
+    cfg = job_config(tmp_path, model={"name": str(tiny_model("gpt2")), "shuffle_weights": 5})
+    for seed in (None, 4):
+        with pytest.raises(UserError, match="model.shuffle_weights is 5, but the weights of the model in memory"):
+            run_job(cfg, model=load_model(tiny_model("gpt2"), shuffle_weights=seed))
+    model = load_model(tiny_model("gpt2"), shuffle_weights=5)
+    assert open_model(cfg, model)[1] is model
 
 
 def test_a_folder_of_saelens(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from sae_tools.analysis.feature_files import FeatureFile
 from sae_tools.errors import UserError
 from sae_tools.report.blobs import blobs
 from sae_tools.report.columns import unpack
+from sae_tools.report.contents import ModelShown
 from sae_tools.report.panels import PANELS, modules
+from sae_tools.report.panels.run import describe
 from tests.report.synthetic import synthetic_contents, synthetic_run
 
 IDS = ["mlp_acts", "resid_update", "logit_update"]
@@ -199,6 +201,13 @@ def test_what_a_run_does_not_have_is_null_or_absent(tmp_path: Path):
     assert "features.logit_top" not in arrays and "features.training_fires" not in arrays
     assert not any(name.startswith("logits.") for name in found["features/mlp_acts/0"][0])
     assert any(name.startswith("logits.") for name in found["features/resid_update/0"][0])
+
+
+def test_a_model_that_has_learnt_nothing_is_not_shown_as_the_one_of_its_name(contents):
+    (run,) = contents.runs
+    facts = {**run.model.facts, "shuffle_weights": 0}
+    shown = describe(dataclasses.replace(run, model=ModelShown(facts, "reaches 2 nats")))["model"]
+    assert shown["name"] == f"{facts['name']} (weights shuffled, seed 0)" and shown["card"] is None
 
 
 def test_figures_and_history_of_a_later_checkpoint_are_not_shown_for_an_earlier_one(run: Path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from sae_tools.models.language_model import title
 from sae_tools.report.contents import Contents, RunShown
 
 
@@ -14,6 +15,7 @@ def report(contents: Contents) -> dict[str, Any]:
 
 def describe(run: RunShown) -> dict[str, Any]:
     facts = run.model.facts
+    name, seed = facts.get("name"), facts.get("shuffle_weights")
     provenance = (run.config.provenance if run.config else None) or {}
     seconds = sum(record["time"]["seconds"] for record in run.records)
     tokens = run.records[-1]["tokens"] if run.records else None
@@ -21,7 +23,7 @@ def describe(run: RunShown) -> dict[str, Any]:
         "name": run.name,
         "config": run.config_text,
         "model": {
-            "name": facts.get("name"),
+            "name": name if seed is None else title(str(name), seed),
             "architecture": facts.get("architecture"),
             "layers": facts.get("n_layers"),
             "d_model": facts.get("d_model"),
@@ -29,7 +31,7 @@ def describe(run: RunShown) -> dict[str, Any]:
             "d_vocab": facts.get("d_vocab"),
             "parameters": facts.get("parameters"),
             "context_length": facts.get("n_ctx"),
-            "card": run.model.card,
+            "card": run.model.card if seed is None else None,  # which is about what the model has learnt
         },
         "data": provenance.get("data"),
         "versions": provenance.get("versions"),
