@@ -13,10 +13,10 @@ from scipy import stats
 from tasks import (
     CHOSEN,
     LEARNING_RATES,
-    MORE_SEEDS,
-    PENALISED,
-    SEEDS,
+    STAGES,
     TARGETS,
+    TWO_SITES,
+    Stage,
     at_the_best_rates,
     sides,
     to_choose_a_rate,
@@ -60,20 +60,20 @@ def best_rates(architecture: str, runs: list[dict[str, Any]]) -> dict[int, float
     return {t: min(LEARNING_RATES, key=lambda lr: score(lr, group)) for group in together for t in group}
 
 
-def compare(have: dict[str, dict[str, Any]], architecture: str, seeds: tuple[int, ...]) -> list[dict[str, Any]] | None:
+def compare(have: dict[str, dict[str, Any]], architecture: str, stage: Stage) -> list[dict[str, Any]] | None:
     """One row for each L0; None while runs are missing."""
-    found: dict[int, dict[str, Any]] = {target: {} for target in TARGETS}
+    found: dict[int, dict[str, Any]] = {target: {} for target in stage.targets}
     for side in sides(architecture):
         first = [task.key for task in to_choose_a_rate(architecture, side)]
         if any(key not in have for key in first):
             return None
         rates = best_rates(architecture, [have[key] for key in first])
-        for target, lr in rates.items():
-            tasks = list(at_the_best_rates(architecture, side, {target: lr}, seeds))
+        for target in stage.targets:
+            tasks = list(at_the_best_rates(architecture, side, rates, stage._replace(targets=(target,))))
             if any(task.key not in have for task in tasks):
                 return None
-            runs = [[have[task.key] for task in tasks if task.seed == seed] for seed in seeds]
-            found[target][side] = of_side(architecture, runs, target, lr)
+            runs = [[have[task.key] for task in tasks if task.seed == seed] for seed in stage.seeds]
+            found[target][side] = of_side(architecture, runs, target, rates[target])
     return [
         {"architecture": architecture, "l0": target, **both, **ratio(*both.values())} for target, both in found.items()
     ]
@@ -98,6 +98,8 @@ SLOPE = -0.5
 
 
 def carried(run: dict[str, Any], target: int) -> float:
+    if run["architecture"] in TWO_SITES:  # of either side: far fewer than k of their pre-activations are above 0
+        return run["fvu"]
     return run["fvu"] * (target / run["l0"]) ** SLOPE
 
 
@@ -116,23 +118,22 @@ def verdict(low: float, high: float) -> str:
 
 def write_report(have: dict[str, dict[str, Any]], d_sae: int, batch: int, steps: int) -> None:
     """Write results.json, and the tables between the marks of README.md."""
-    stages = {"first": dict.fromkeys((*CHOSEN, *PENALISED), SEEDS), "second": MORE_SEEDS}
     tables: dict[str, list[dict[str, Any]]] = {}
     verdicts, missing = [], []
-    for stage, architectures in stages.items():
-        tables[stage] = []
-        for architecture, seeds in architectures.items():
+    for stage in STAGES:
+        tables[stage.name] = []
+        for architecture in stage.architectures:
             peer = sides(architecture)[1]
-            rows = compare(have, architecture, seeds)
-            missing += [] if rows else [f"{architecture} ({stage} stage)"]
-            tables[stage] += rows or []
+            rows = compare(have, architecture, stage)
+            missing += [] if rows else [f"{architecture} ({stage.name} stage)"]
+            tables[stage.name] += rows or []
             verdicts += [
                 {
                     "hypothesis": f"{architecture} at L0 {row['l0']}: FVU at most 1.01 times {peer}'s",
                     "verdict": row["verdict"],
                     "estimate": row["ratio"],
                     "interval": row["interval"],
-                    "seeds": list(seeds),
+                    "seeds": list(stage.seeds),
                     "tokens": steps * batch,
                 }
                 for row in rows or []
@@ -147,7 +148,7 @@ def write_report(have: dict[str, dict[str, Any]], d_sae: int, batch: int, steps:
 
 def table(rows: list[dict[str, Any]]) -> str:
     lines = [
-        "| architecture | L0 | FVU, sae_tools (lr) | FVU, the other library (lr) | ratio [95 %] | at least as good |",
+        "| architecture | L0 (k) | FVU, sae_tools (lr) | FVU, other library (lr) | ratio [95 %] | at least as good |",
         "|---|---|---|---|---|---|",
     ]
     for row in rows:
@@ -155,7 +156,8 @@ def table(rows: list[dict[str, Any]]) -> str:
         for side in sides(row["architecture"]):
             one = row[side]
             mark = "" if one["interpolated"] else "*"
-            cells.append(f"{one['fvu']:.4f}{mark} ± {one['sd']:.4f} ({one['lr']:g})")
+            fires = f", L0 {one['l0']:.1f}" if row["architecture"] in TWO_SITES else ""
+            cells.append(f"{one['fvu']:.4f}{mark} ± {one['sd']:.4f} ({one['lr']:g}{fires})")
         low, high = row["interval"]
         ratio = f"{row['ratio']:.3f} [{low:.3f}, {high:.3f}]"
         lines.append(f"| {row['architecture']} | {row['l0']} | {cells[0]} | {cells[1]} | {ratio} | {row['verdict']} |")

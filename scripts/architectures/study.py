@@ -3,7 +3,7 @@
     python scripts/architectures/study.py [--workers 2] [--only relu,topk] [--dry-run]
 
 For each architecture and side: every learning rate at seed 0, then the best ones at three seeds, and for those that
-were left undecided at eight fresh ones. A run that was done is kept in runs/architectures/ and not done again, so the
+were left undecided at fresh ones. A run that was done is kept in runs/architectures/ and not done again, so the
 study can be stopped and continued; workers share what remains. At the end reports/architectures is written. SAELens
 comes with the development environment; for transcoders the study goes on in .venv-peers, which the first run makes
 (minutes), where sparsify is as well.
@@ -27,7 +27,7 @@ from measure import environment
 from results import best_rates, write_report
 from rows import load, prepare
 from sides import SIDES
-from tasks import CHOSEN, MORE_SEEDS, PENALISED, SEEDS, TWO_SITES, Task, at_the_best_rates, sides, to_choose_a_rate
+from tasks import CHOSEN, PENALISED, STAGES, TWO_SITES, Task, at_the_best_rates, sides, to_choose_a_rate
 
 HERE = Path(__file__).resolve().parent
 STEPS = 2000
@@ -67,8 +67,8 @@ def left(folder: Path, architectures: list[str]) -> list[Task]:
             tasks += [task for task in first if task.key not in have]
             if all(task.key in have for task in first):
                 rates = best_rates(architecture, [have[task.key] for task in first])
-                for seeds in (SEEDS, MORE_SEEDS.get(architecture, ())):
-                    more = dict.fromkeys(at_the_best_rates(architecture, side, rates, seeds))
+                for stage in (stage for stage in STAGES if architecture in stage.architectures):
+                    more = dict.fromkeys(at_the_best_rates(architecture, side, rates, stage))
                     tasks += [task for task in more if task.key not in have]
     return tasks
 

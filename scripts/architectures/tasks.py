@@ -9,9 +9,6 @@ OURS = "sae_tools"
 PEERS = {"transcoder": "sparsify", "skip-transcoder": "sparsify"}
 """Whom an architecture is compared with: SAELens where it trains it. It has classes of transcoders, and no training."""
 LEARNING_RATES = (1.5e-3, 3e-3, 6e-3)
-SEEDS = (0, 1, 2)
-MORE_SEEDS = {"relu": tuple(range(3, 11)), "jumprelu": tuple(range(3, 11))}
-"""Of a second stage, for the architectures that three seeds left undecided somewhere."""
 TARGETS = (16, 32, 64)
 """Features per row at which reconstructions are compared."""
 TWO_SITES = ("transcoder", "skip-transcoder")
@@ -25,8 +22,27 @@ COEFFICIENTS = {
     "jumprelu": (0.12, 0.3, 0.9),
 }
 """Chosen so that L0 spans 16 to 64 on both sides, whatever the learning rate, but for ReLU at the largest one (48)."""
-MORE_COEFFICIENTS = {"relu": (0.35,)}
-"""Of the second stage beside those, so that ReLU's L0 spans 64 too."""
+
+
+class Stage(NamedTuple):
+    """Seeds and settings at which architectures are compared, and where."""
+
+    name: str
+    architectures: tuple[str, ...]
+    seeds: tuple[int, ...]
+    coefficients: dict[str, tuple[float, ...]]
+    targets: tuple[int, ...] = TARGETS
+
+
+STAGES = (
+    Stage("first", (*CHOSEN, *PENALISED), (0, 1, 2), COEFFICIENTS),
+    Stage(  # of what three seeds left undecided; ReLU's L0 now spans 64
+        "second", ("relu", "jumprelu"), tuple(range(3, 11)), {**COEFFICIENTS, "relu": (0.35, *COEFFICIENTS["relu"])}
+    ),
+    Stage(  # of what eight more left undecided, read off between nearer runs
+        "third", ("jumprelu",), tuple(range(11, 19)), {"jumprelu": (0.2, 0.25)}, (64,)
+    ),
+)
 
 
 class Task(NamedTuple):
@@ -47,26 +63,20 @@ def sides(architecture: str) -> tuple[str, str]:
     return OURS, PEERS.get(architecture, "saelens")
 
 
-def settings(architecture: str) -> tuple[float, ...]:
-    return tuple(float(k) for k in TARGETS) if architecture in CHOSEN else COEFFICIENTS[architecture]
-
-
 def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
     """Every learning rate and setting at the first seed."""
+    first = STAGES[0]
     for lr in LEARNING_RATES:
-        for setting in settings(architecture):
-            yield Task(architecture, side, lr, setting, SEEDS[0])
+        for setting in TARGETS if architecture in CHOSEN else first.coefficients[architecture]:
+            yield Task(architecture, side, lr, float(setting), first.seeds[0])
 
 
-def at_the_best_rates(
-    architecture: str, side: str, rates: dict[int, float], seeds: tuple[int, ...] = SEEDS
-) -> Iterator[Task]:
+def at_the_best_rates(architecture: str, side: str, rates: dict[int, float], stage: Stage) -> Iterator[Task]:
     """What the figures at each L0 are read off: the setting that is that L0, or all where coefficients are settings.
 
     rates: the best learning rate at each L0.
     """
-    every = settings(architecture) + (() if seeds == SEEDS else MORE_COEFFICIENTS.get(architecture, ()))
-    for target, lr in rates.items():
-        for seed in seeds:
-            for setting in (float(target),) if architecture in CHOSEN else every:
-                yield Task(architecture, side, lr, setting, seed)
+    for target in stage.targets:
+        for seed in stage.seeds:
+            for setting in (float(target),) if architecture in CHOSEN else stage.coefficients[architecture]:
+                yield Task(architecture, side, rates[target], setting, seed)
