@@ -106,7 +106,9 @@ def train(
     target_device = pick_device(device)
     source = Rebatched(rows, batch_size, target_device, seed)
     tokens = source.rows if tokens is None else tokens
-    if not tokens:
+    if source.rows == 0:
+        raise UserError("there are no rows.")
+    if tokens is None:
         raise UserError("tokens is missing: of rows that come from an iterable it says how many to train on.")
     given = what if isinstance(what, Dictionary) else None
     cfg = as_in_a_job(what, settings, d_sae, b_dec_init, encoder_init, skip, match_l0)

@@ -77,6 +77,11 @@ def validated(form: Any, /, **values: Any) -> Any:
         return TypeAdapter(form).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "settings"
-        reason = "is no setting of it" if first["type"] == "extra_forbidden" else first["msg"]
-        raise UserError(f"{place}: {reason}.") from None
+        place = ".".join(str(part) for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        if first["type"] == "extra_forbidden":
+            *of, name = first["loc"]
+            place, reason = str(name), f"is no setting of {'.'.join(map(str, of)) or 'it'}"
+        elif first["type"] == "union_tag_invalid":
+            reason = f"there is no architecture {first['ctx']['tag']!r}; expected {first['ctx']['expected_tags']}"
+        raise UserError(f"{place}{place and ': '}{reason.rstrip('.')}.") from None

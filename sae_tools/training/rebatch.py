@@ -90,6 +90,8 @@ def _is_pair(value: Any, kind: type = tuple) -> bool:
 
 def _batch(chunk: Any) -> Batch:
     """One chunk; a list of two is a pair too, as a DataLoader has it."""
+    if isinstance(chunk, tuple | list) and len(chunk) == 1:  # as a DataLoader over a TensorDataset of rows has them
+        chunk = chunk[0]
     x, y = chunk if _is_pair(chunk) or _is_pair(chunk, list) else (chunk, None)
     if not isinstance(x, Array):
         raise UserError(

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
 from sae_tools.errors import UserError
 from sae_tools.training.rebatch import Rebatched, _tensor
@@ -60,6 +61,11 @@ def test_pairs_stay_together():
     lists = Rebatched([[x, x + 1] for x in chunks(9, 21)], 10, "cpu")  # as a DataLoader gives them
     batch = next(lists)
     assert batch.y is not None and torch.equal(batch.y, batch.x + 1)
+
+
+def test_a_loader_of_rows_alone():
+    loader = DataLoader(TensorDataset(ROWS), batch_size=4)
+    assert torch.equal(some(Rebatched(loader, 7, "cpu"), 4), ROWS[:28])
 
 
 def test_other_numbers_become_float32():
