@@ -76,7 +76,7 @@ def validated(form: Any, /, **values: Any) -> Any:
     try:
         return TypeAdapter(form).validate_python(values)
     except ValidationError as error:
-        first = error.errors()[0]
+        first: dict[str, Any] = dict(error.errors()[0])
         place = ".".join(str(part) for part in first["loc"])
         reason = first["msg"].removeprefix("Value error, ")
         if first["type"] == "extra_forbidden":
