@@ -45,6 +45,8 @@ def format_at(path: Path) -> Format | releases.Release:
                 return "dictionary-learning"
             if (release := releases.release_at(path)) is not None:
                 return release
+            if files := releases.single_files(path):
+                raise UserError(f"{path} holds {len(files)} of a release's files: name one, such as {path / files[0]}.")
             run = " and is a run: name one of its checkpoint folders" if "config.yaml" in here else ""
             raise UserError(f"{path} holds no dictionary{run}; looked for {LOOKED_FOR}.")
         if (release := releases.release_at(path)) is not None:

@@ -68,6 +68,16 @@ def test_qwen_scope_needs_the_folders_name(tmp_path: Path) -> None:
     assert (read.encode(rows(D)) > 0).sum(1).max() == 9 and read.metadata["model_name"] == "Qwen/Qwen3-8B-Base"
 
 
+@pytest.mark.parametrize(
+    ("write", "name"), [(released.QWEN, "layer4.sae.pt"), (released.qwen_transcoder, "layer_3.safetensors")]
+)
+def test_a_folder_of_files_names_one(write: Any, name: str, tmp_path: Path) -> None:
+    write(tmp_path / name)
+    (tmp_path / "README.md").touch()
+    with pytest.raises(UserError, match=rf"holds 1 of a release's files: name one, such as .*/{name}\.$"):
+        load_dictionary(tmp_path)
+
+
 def test_a_file_of_layers_alone_is_no_release(tmp_path: Path) -> None:
     """Anybody's file may be called layer_3.safetensors: the run's configuration has to be beside it."""
     path = tmp_path / "layer_3.safetensors"

@@ -101,6 +101,11 @@ def release_at(path: Path) -> Release | None:
     return next((release for pattern, release in BY_FILE if pattern.search(path.name)), None)
 
 
+def single_files(folder: Path) -> list[str]:
+    """The names of those in the folder that are a dictionary each. May raise OSError."""
+    return sorted(path.name for path in folder.iterdir() if path.is_file() and release_at(path) is not None)
+
+
 def read_release(
     release: Release, source: Source, *, fold_decoder_norm: bool | None = None
 ) -> tuple[Dictionary, dict[str, Any]]:
