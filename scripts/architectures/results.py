@@ -64,7 +64,7 @@ def compare(have: dict[str, dict[str, Any]], architecture: str, stage: Stage) ->
     """One row for each L0; None while runs are missing."""
     found: dict[int, dict[str, Any]] = {target: {} for target in stage.targets}
     for side in sides(architecture):
-        first = [task.key for task in to_choose_a_rate(architecture, side)]
+        first = [task.key for task in to_choose_a_rate(architecture, side, stage)]
         if any(key not in have for key in first):
             return None
         rates = best_rates(architecture, [have[key] for key in first])

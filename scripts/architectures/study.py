@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "bench"))
@@ -62,14 +63,15 @@ def left(folder: Path, architectures: list[str]) -> list[Task]:
     """What can be run now; runs at the best rate come once it is known."""
     have, tasks = done(folder), []
     for architecture in architectures:
-        for side in sides(architecture):
-            first = list(to_choose_a_rate(architecture, side))
+        for side, stage in product(sides(architecture), STAGES):
+            if architecture not in stage.architectures:
+                continue
+            first = list(to_choose_a_rate(architecture, side, stage))
             tasks += [task for task in first if task.key not in have]
             if all(task.key in have for task in first):
                 rates = best_rates(architecture, [have[task.key] for task in first])
-                for stage in (stage for stage in STAGES if architecture in stage.architectures):
-                    more = dict.fromkeys(at_the_best_rates(architecture, side, rates, stage))
-                    tasks += [task for task in more if task.key not in have]
+                more = dict.fromkeys(at_the_best_rates(architecture, side, rates, stage))
+                tasks += [task for task in more if task.key not in have]
     return tasks
 
 

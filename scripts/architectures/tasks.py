@@ -32,6 +32,8 @@ class Stage(NamedTuple):
     seeds: tuple[int, ...]
     coefficients: dict[str, tuple[float, ...]]
     targets: tuple[int, ...] = TARGETS
+    chooses: bool = False
+    """Whether learning rates are chosen anew at these coefficients; else they are the first stage's."""
 
 
 STAGES = (
@@ -41,6 +43,9 @@ STAGES = (
     ),
     Stage(  # of what eight more left undecided, read off between nearer runs
         "third", ("jumprelu",), tuple(range(11, 19)), {"jumprelu": (0.2, 0.25)}, (64,)
+    ),
+    Stage(  # what the third showed of lines between distant runs, applied to the one ratio that they may have made
+        "fourth", ("gated",), tuple(range(11, 16)), {"gated": (0.5, 0.65, 0.8, 1.0, 1.5, 2.5)}, chooses=True
     ),
 )
 
@@ -63,12 +68,12 @@ def sides(architecture: str) -> tuple[str, str]:
     return OURS, PEERS.get(architecture, "saelens")
 
 
-def to_choose_a_rate(architecture: str, side: str) -> Iterator[Task]:
-    """Every learning rate and setting at the first seed."""
-    first = STAGES[0]
+def to_choose_a_rate(architecture: str, side: str, stage: Stage) -> Iterator[Task]:
+    """Every learning rate and setting at seed 0."""
+    stage = stage if stage.chooses else STAGES[0]
     for lr in LEARNING_RATES:
-        for setting in TARGETS if architecture in CHOSEN else first.coefficients[architecture]:
-            yield Task(architecture, side, lr, float(setting), first.seeds[0])
+        for setting in TARGETS if architecture in CHOSEN else stage.coefficients[architecture]:
+            yield Task(architecture, side, lr, float(setting), 0)
 
 
 def at_the_best_rates(architecture: str, side: str, rates: dict[int, float], stage: Stage) -> Iterator[Task]:
