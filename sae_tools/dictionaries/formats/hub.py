@@ -38,6 +38,8 @@ FILES: dict[str | None, tuple[str, ...]] = {
 {path} is the registry's path, of a folder or a file, {stem} that without .pt, {above} the folder that it is in."""
 IN_A_FOLDER = tuple(dict.fromkeys(file for files in FILES.values() for file in files if "{path}" not in files))
 """What is fetched where only a folder is named: the files of every format, of which a folder has those of one."""
+ALONE = (*SINGLE_FILES, f"{{above}}/{dictionary_learning.CONFIG}")
+"""What is fetched where a file is named: it, and what may say more of it."""
 
 
 class Place(NamedTuple):
@@ -144,7 +146,7 @@ def _on_hub(rest: str) -> Place:
     if not owner or not repository or ".." in folder.split("/"):
         raise UserError(f"'hub:{one_line(rest)}' does not name a folder; expected hub:OWNER/REPOSITORY/FOLDER.")
     folder, _, file = folder.rpartition("/") if folder.endswith(IN_FOLDERS) else (folder, "", "")
-    files = SINGLE_FILES if folder.endswith((".pt", ".pth", ".safetensors")) else IN_A_FOLDER
+    files = ALONE if folder.endswith((".pt", ".pth", ".safetensors")) else IN_A_FOLDER
     return Place(f"{owner}/{repository}", folder, files, {}, None, {})
 
 

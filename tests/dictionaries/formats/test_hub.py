@@ -63,6 +63,14 @@ def test_a_release_of_dictionary_learning(the_hub: Path) -> None:
     assert "hook_name" not in load_dictionary("hub:somebody/dl/trainer_0").metadata
 
 
+def test_a_state_dict_of_dictionary_learning_has_its_configuration_beside_it(the_hub: Path) -> None:
+    folder = the_hub / "somebody" / "dl" / "trainer_0"
+    write_dictionary(example("topk", unit=True), folder, "dictionary-learning", {"hook_name": "blocks.8.hook_mlp_out"})
+    by_file, by_folder = (load_dictionary(f"hub:somebody/dl/trainer_0{file}") for file in ("/ae.pt", ""))
+    same(by_file, by_folder)
+    assert by_file.metadata["hook_name"] == by_folder.metadata["hook_name"] == "blocks.8.hook_mlp_out"
+
+
 def test_the_registrys_scale_of_inputs(the_hub: Path) -> None:
     import json
 
