@@ -9,7 +9,8 @@ from pathlib import Path
 
 from sae_tools.config import JobConfig
 from sae_tools.config_loading import load_config
-from sae_tools.dictionaries.formats.local import format_at
+from sae_tools.dictionaries.formats.local import folder_meant, format_at
+from sae_tools.dictionaries.formats.releases import single_files
 from sae_tools.dictionaries.formats.saelens import CFG, WEIGHTS
 from sae_tools.errors import UserError
 from sae_tools.runs.directory import RunDirectory
@@ -54,6 +55,7 @@ def _origins(path: Path) -> list[Origin]:
         config = load_config(JobConfig, run.config)
         tokens = _newest(run, list(config.dictionaries))
         return [Origin(run.checkpoint(name, tokens), path, config, name, True) for name in config.dictionaries]
+    path = folder_meant(path)
     if not _is_dictionary(path):
         raise UserError(f"{path} {_why_none(path)}.")
     real = path.resolve()
@@ -88,6 +90,8 @@ def _why_none(path: Path) -> str:
         if not path.is_absolute():
             newest, run = Path(os.path.relpath(newest)), Path(os.path.relpath(run))
         return f"holds all checkpoints of a dictionary; name the newest, {newest}, or the run, {run}"
+    if files := single_files(path):
+        return f"holds {len(files)} of a release's files; name one, such as {path / files[0]}"
     return (
         "is neither a run (it has no config.yaml) nor an SAE in a format that is read (it has no cfg.json and no ae.pt)"
     )

@@ -24,6 +24,7 @@ from sae_tools.models.load import load_model
 from sae_tools.runs.tensors import load_tensors
 from sae_tools.training.job import open_model
 from sae_tools.training.run import run_job
+from tests.dictionaries.formats import released
 from tests.dictionaries.formats.examples import example
 from tests.jobs import job_config, text_corpus
 from tests.tiny_models import WIDTH, tiny_model
@@ -194,6 +195,21 @@ def test_a_folder_of_saelens(tmp_path: Path) -> None:
     x = torch.randn(20, WIDTH)
     assert torch.equal(subject.space.forward(x), x) and torch.equal(subject.space.lift(x), x)
     assert (subject.dictionary.W_dec.norm(dim=1) - 1).abs().max() < 1e-5
+
+
+def test_files_of_releases(tmp_path: Path) -> None:
+    folder = tmp_path / "gemma-scope-2b-pt-mlp" / "layer_1" / "width_16k" / "average_l0_7"
+    released.gemma_scope(folder)
+    for path in (folder, folder / "params.npz"):
+        (origin,) = find_origins([path])
+        assert origin.path == folder and name_origins([origin]) == ["average_l0_7"]
+    with pytest.raises(UserError, match="is given twice"):
+        find_origins([folder, folder / "params.npz"])
+    layers = tmp_path / "SAE-Res-Qwen3-8B-Base-W64K-L0_50"
+    released.QWEN(layers / "layer4.sae.pt")
+    assert [origin.path for origin in find_origins([layers / "layer4.sae.pt"])] == [layers / "layer4.sae.pt"]
+    with pytest.raises(UserError, match="holds 1 of a release's files; name one, such as .*layer4.sae.pt"):
+        find_origins([layers])
 
 
 def test_by_saelens_itself(tmp_path: Path) -> None:

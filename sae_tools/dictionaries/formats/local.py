@@ -20,7 +20,7 @@ LOOKED_FOR = (
 
 def read_local(path: Path, *, fold_decoder_norm: bool | None = None) -> tuple[Dictionary, dict[str, Any]]:
     """As `read_dictionary`, of a folder or file."""
-    path = path.parent if path.name in releases.IN_FOLDERS and path.is_file() else path
+    path = folder_meant(path)
     found = format_at(path)
     if isinstance(found, releases.Release):
         source = releases.Source(path, path.absolute().as_posix())
@@ -30,6 +30,11 @@ def read_local(path: Path, *, fold_decoder_norm: bool | None = None) -> tuple[Di
     if found == "sparsify":
         return sparsify.read_sparsify(path)
     return dictionary_learning.read_dictionary_learning(path, fold_decoder_norm=fold_decoder_norm)
+
+
+def folder_meant(path: Path) -> Path:
+    """The folder, where a file is named that stands for its own (params.npz); else the path."""
+    return path.parent if path.name in releases.IN_FOLDERS and path.is_file() else path
 
 
 def format_at(path: Path) -> Format | releases.Release:
