@@ -50,7 +50,7 @@ def find_origins(paths: list[Path]) -> list[Origin]:
 
 
 def _origins(path: Path) -> list[Origin]:
-    if (path / "config.yaml").is_file():
+    if (path / "config.yaml").is_file() and not single_files(path):  # some releases have one of their own
         run = RunDirectory.open(path)
         config = load_config(JobConfig, run.config)
         tokens = _newest(run, list(config.dictionaries))

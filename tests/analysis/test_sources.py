@@ -208,8 +208,10 @@ def test_files_of_releases(tmp_path: Path) -> None:
     layers = tmp_path / "SAE-Res-Qwen3-8B-Base-W64K-L0_50"
     released.QWEN(layers / "layer4.sae.pt")
     assert [origin.path for origin in find_origins([layers / "layer4.sae.pt"])] == [layers / "layer4.sae.pt"]
-    with pytest.raises(UserError, match="holds 1 of a release's files; name one, such as .*layer4.sae.pt"):
-        find_origins([layers])
+    released.qwen_transcoder(tmp_path / "mw" / "layer_3.safetensors")  # with a config.yaml
+    for folder, name in ((layers, "layer4.sae.pt"), (tmp_path / "mw", "layer_3.safetensors")):
+        with pytest.raises(UserError, match=f"holds 1 of a release's files; name one, such as .*{name}"):
+            find_origins([folder])
 
 
 def test_by_saelens_itself(tmp_path: Path) -> None:
