@@ -102,8 +102,11 @@ def release_at(path: Path) -> Release | None:
 
 
 def single_files(folder: Path) -> list[str]:
-    """The names of those in the folder that are a dictionary each. May raise OSError."""
-    return sorted(path.name for path in folder.iterdir() if path.is_file() and release_at(path) is not None)
+    """The names of those in the folder that are a dictionary each; none where it cannot be looked into."""
+    try:
+        return sorted(path.name for path in folder.iterdir() if path.is_file() and release_at(path) is not None)
+    except OSError:
+        return []
 
 
 def read_release(
