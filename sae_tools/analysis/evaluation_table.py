@@ -8,6 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from sae_tools.analysis.splicing import BASELINES
+from sae_tools.analysis.table import ce_recovered
 
 PER_TABLE = 3
 """Dictionaries side by side, so that 80 columns suffice."""
@@ -122,12 +123,12 @@ def fidelity_rows(part: dict[str, Entry]) -> Iterator[tuple[str, Show]]:
     for name in BASELINES:
         yield f"{name} ablation costs (nats)", at("ablation_cost", name)
     for name in BASELINES:
-        yield f"CE recovered, {name}", at("ce_recovered", name)
+        yield f"CE recovered, {name}", lambda entry, name=name: ce_recovered(entry, name)
     yield "KL of the splice (nats)", at("kl")
     for name in BASELINES:
         yield f"KL recovered, {name}", at("kl_recovered", name)
     everything = "with_bos", "edited_all_counted_all"
-    yield "with BOS: CE recovered, mean", at(*everything, "ce_recovered", "mean")
+    yield "with BOS: CE recovered, mean", lambda entry: ce_recovered(entry[everything[0]][everything[1]], "mean")
     yield "with BOS: KL", at(*everything, "kl")
     yield "with BOS: ev_centred", at("with_bos", "reconstruction", "ev_centred")
 

@@ -34,7 +34,7 @@ def rows(spaces: list[str]) -> Iterator[tuple[str, Callable[[dict[str, Any]], st
     for space in spaces:
         yield f"FVU in {space}", lambda e, space=space: f"{e['fvu'][space]:.4f}" if space in e["fvu"] else "–"
     for baseline in ("mean", "zero"):
-        yield f"CE recovered, {baseline} ablation", lambda e, b=baseline: f"{e['ce_recovered'][b]:.4f}"
+        yield f"CE recovered, {baseline} ablation", lambda e, b=baseline: ce_recovered(e, b)
     for baseline in ("mean", "zero"):
         yield f"{baseline} ablation costs (nats)", lambda e, b=baseline: f"{e['ablation_cost'][b]:.4f}"
     yield "KL of the splice (nats)", lambda e: f"{e['kl']:.4f}"
@@ -43,6 +43,13 @@ def rows(spaces: list[str]) -> Iterator[tuple[str, Callable[[dict[str, Any]], st
     yield "training tokens", lambda e: f"{e['training_tokens']:,}"
     yield "passes over the text", lambda e: f"{e['text_passes']}"
     yield "tokens/s (whole job)", lambda e: f"{e['tokens_per_s']:,.0f}"
+
+
+def ce_recovered(entry: dict[str, Any], baseline: str) -> str:
+    """Four digits; a dash where the ablation costs nothing, or helps, as it may in a model that has learnt nothing: the
+    share of that is no measure of anything."""
+    value, cost = entry["ce_recovered"][baseline], entry["ablation_cost"][baseline]
+    return f"{value:.4f}" if value is not None and cost > 0 else "–"
 
 
 LEGEND = (

@@ -116,6 +116,10 @@ class CoefficientSearch:
         off = float(self.numbers[0]) - math.log(self.start)
         return 0 if abs(off) < math.log(REACH) * 0.999 else int(math.copysign(1, off))
 
+    def trained_l0(self) -> float:
+        """The smoothed L0 of the last batches; waits for the device."""
+        return self.numbers[1].exp().item()
+
     def verdict(self, heldout_l0: float, key: str) -> dict[str, float | bool | str]:
         """What came of it: what was asked for, the coefficient (of the setting `key`), the L0 on held-out tokens,
         whether that is within `TOLERANCE`, and all of it as a sentence."""
@@ -123,7 +127,7 @@ class CoefficientSearch:
         met, coefficient = abs(off) <= TOLERANCE, self.coefficient().item()
         said = f"L0 {heldout_l0:.4g} on held-out tokens with {key} at {coefficient:.4g}, {self.target:g} asked for"
         if not met:
-            trained = self.numbers[1].exp().item()
+            trained = self.trained_l0()
             why = {
                 -1: f"{key} has reached the smallest value searched, and the dictionary cannot use more features",
                 1: f"{key} has reached the largest value searched",

@@ -25,6 +25,7 @@ from sae_tools.rows import Rows
 from sae_tools.seeds import generator
 from sae_tools.spaces import Space
 from sae_tools.tracking.progress import TokenProgress
+from sae_tools.training.coefficient import TOLERANCE
 from sae_tools.training.guard import Guard, NonFiniteError
 from sae_tools.training.in_memory_settings import READ, WRITTEN, Kind, as_in_a_job, validated
 from sae_tools.training.loop import step_all
@@ -91,7 +92,7 @@ def train(
     lr, warmup_steps, decay_fraction, clip_norm: as `training` in a configuration; warmup_steps None: a tenth of the
         steps, at most 100.
     match_l0: features per row that the sparsity coefficient is searched for, as in a job; `coefficient` and `l0` of the
-        metrics say what came of it.
+        metrics say what came of it, and a warning that it is off by more than 5 %.
     rescale: train on rows divided by one number, estimated on the first `estimate_rows` of them (targets by one of
         their own), so that the mean squared norm is the dimension; learning rates and sparsity coefficients then mean
         the same for any rows, as in a job. It is folded into the dictionary at the end.
@@ -149,6 +150,9 @@ def train(
         if step % log_every:
             record()
         warnings.warn(f"the rows ran out after {step * batch_size:,} of {steps * batch_size:,}", stacklevel=2)
+    if trainee.search is not None and abs((l0 := trainee.search.trained_l0()) / trainee.search.target - 1) > TOLERANCE:
+        asked = f"{trainee.search.target:g} were asked for (match_l0)"
+        warnings.warn(f"{l0:.4g} features fire per row of late, and {asked}: more rows would help", stacklevel=2)
     scale = None if trainee.target_space is None else trainee.target_space.scale
     dictionary = in_other_units(trainee.dictionary, trainee.space.scale, scale).requires_grad_(True)
     dictionary.metadata = {} if given is None else dict(given.metadata)

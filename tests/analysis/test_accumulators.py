@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from sae_tools.analysis.behaviour import NextTokenLoss, log_softmax, recovered
 from sae_tools.analysis.density import FiringCounts
 from sae_tools.analysis.reconstruction import VarianceUnexplained
+from sae_tools.analysis.table import ce_recovered
 
 
 @given(seed=st.integers(0, 1000), rows=st.integers(2, 40), cut=st.integers(0, 40), shift=st.floats(-50, 50))
@@ -70,3 +71,11 @@ def test_recovered_is_one_for_the_original_and_zero_for_the_ablation():
     assert recovered(3.0, ablation=3.0, original=2.0) == 0
     assert recovered(2.25, ablation=3.0, original=2.0) == 0.75
     assert math.isnan(recovered(2.0, ablation=2.0, original=2.0))
+
+
+def test_what_an_ablation_that_helps_would_recover_is_not_shown():
+    entry = {
+        "ce_recovered": {"mean": 0.5, "zero": 1.2, "none": None},
+        "ablation_cost": {"mean": 0.4, "zero": -0.2, "none": 0},
+    }
+    assert [ce_recovered(entry, name) for name in entry["ce_recovered"]] == ["0.5000", "–", "–"]

@@ -195,6 +195,8 @@ def test_the_sparsity_coefficient_is_searched_for():
     assert few["coefficient"] > 1.5 and few["l0"] == pytest.approx(3, rel=0.1) and free["l0"] > 4
     with pytest.raises(UserError, match="match_l0"):
         train("topk", toy(), k=3, match_l0=3, **SHORT)
+    with pytest.warns(UserWarning, match=r"features fire per row of late, and 1 were asked for \(match_l0\)"):
+        train("relu", toy(), tokens=5_000, match_l0=1, **SHORT)
 
 
 @pytest.mark.parametrize(
