@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -96,14 +97,16 @@ def test_help_of_the_commands_leaves_torch_out():
         heavy = {"torch", "transformers", "transformer_lens", "datasets", "wandb"} & set(sys.modules)
         assert not heavy, heavy
         """)
-    folder = Path(__file__).resolve().parents[2] / "sae_tools" / "cli"
-    commands = [path.stem for path in folder.glob("*.py") if path.stem not in ("__init__", "common")]
+    project = Path(__file__).resolve().parents[2] / "pyproject.toml"
+    commands = [
+        target.partition(":")[0] for target in tomllib.loads(project.read_text())["project"]["scripts"].values()
+    ]
     assert commands
     for command in commands:
-        app = typer.main.get_command(importlib.import_module(f"sae_tools.cli.{command}").app)
+        app = typer.main.get_command(importlib.import_module(command).app)
         for words in [[], *([name] for name in getattr(app, "commands", {}))]:
             done = subprocess.run(
-                [sys.executable, "-c", code, f"sae_tools.cli.{command}", *words, "--help"],
+                [sys.executable, "-c", code, command, *words, "--help"],
                 capture_output=True,
                 text=True,
             )
