@@ -250,20 +250,22 @@ def of_safetensors(weights: str) -> list[Mutation]:
     return [tensors, header, tensors, header, length, tensors, pickled]
 
 
+def repack(path: Path, change: Callable[[str, bytes], bytes | None], compression: int = 0) -> None:
+    """Write a zip archive anew, every entry as `change(name, content)` has it; None leaves it out."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in entries.items():
+            content = change(name, content)
+            if content is not None:
+                archive.writestr(name, content)
+
+
 def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutation]:
     """elements: of a matrix in it, and `stride` that of its rows where these are not 12 long."""
 
     def state(folder: Path) -> dict[str, Tensor]:
         return torch.load(folder / weights, weights_only=True)
-
-    def repacked(folder: Path, change: Callable[[str, bytes], bytes | None], compression: int = 0) -> None:
-        with zipfile.ZipFile(folder / weights) as archive:
-            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-        with zipfile.ZipFile(folder / weights, "w", compression) as archive:
-            for name, content in entries.items():
-                content = change(name, content)
-                if content is not None:
-                    archive.writestr(name, content)
 
     def tensors(folder: Path, rng: random.Random, trace: Path) -> str:
         found, how = changed_tensors(state(folder), rng)
@@ -283,7 +285,7 @@ def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutati
         else:
             protocol = 4 if how == "protocol 4" else 2
             code = pickle.dumps(Code(trace), protocol=protocol)
-            repacked(folder, lambda name, content: code if name.endswith("data.pkl") else content)
+            repack(folder / weights, lambda name, content: code if name.endswith("data.pkl") else content)
         return f"code {how}"
 
     def other_objects(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -315,15 +317,19 @@ def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutati
             numbers = [name for name in archive.namelist() if "/data/" in name]
         chosen = rng.choice(numbers)
         if how == "compressed":
-            repacked(folder, lambda name, content: content, zipfile.ZIP_DEFLATED)
+            repack(folder / weights, lambda name, content: content, zipfile.ZIP_DEFLATED)
         elif how == "bomb":
-            repacked(folder, lambda name, content: bytes(2 << 20) if name == chosen else content, zipfile.ZIP_DEFLATED)
+            repack(
+                folder / weights,
+                lambda name, content: bytes(2 << 20) if name == chosen else content,
+                zipfile.ZIP_DEFLATED,
+            )
         elif how == "no pickle":
-            repacked(folder, lambda name, content: None if name.endswith("data.pkl") else content)
+            repack(folder / weights, lambda name, content: None if name.endswith("data.pkl") else content)
         elif how == "no numbers":
-            repacked(folder, lambda name, content: None if name == chosen else content)
+            repack(folder / weights, lambda name, content: None if name == chosen else content)
         elif how == "short numbers":
-            repacked(folder, lambda name, content: content[:-1] if name == chosen else content)
+            repack(folder / weights, lambda name, content: content[:-1] if name == chosen else content)
         elif how == "twice":
             with zipfile.ZipFile(folder / weights, "a") as archive:
                 archive.writestr("other/data.pkl", pickle.dumps(Code(trace)))
@@ -331,7 +337,7 @@ def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutati
             with zipfile.ZipFile(folder / weights, "w"):
                 pass
         else:
-            repacked(folder, lambda name, content: b"big" if name.endswith("byteorder") else content)
+            repack(folder / weights, lambda name, content: b"big" if name.endswith("byteorder") else content)
         return how
 
     def flipped(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -368,7 +374,7 @@ def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutati
                 b"K%cK\x01\x86" % stride, b"K\xffK\x01\x86"
             )
 
-        repacked(folder, change)
+        repack(folder / weights, change)
         return f"declared {found}"
 
     def bomb_in_the_pickle(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -384,7 +390,7 @@ def of_torch(weights: str, elements: int = 480, stride: int = 40) -> list[Mutati
             b"\x80\x02\x8b" + struct.pack("<i", 2**31 - 1) + b".",
         ]
         bomb = rng.choice(bombs)
-        repacked(folder, lambda name, content: bomb if name.endswith("data.pkl") else content)
+        repack(folder / weights, lambda name, content: bomb if name.endswith("data.pkl") else content)
         return f"pickle {bomb[:12]!r}"
 
     return [tensors, code, zipped, declared, tensors, other_objects, legacy, flipped, code, bomb_in_the_pickle]

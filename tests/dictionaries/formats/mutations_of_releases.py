@@ -23,6 +23,7 @@ from tests.dictionaries.formats.mutations import (
     of_files,
     of_safetensors,
     of_torch,
+    repack,
 )
 from tests.dictionaries.formats.released import EXAMPLES
 
@@ -116,15 +117,6 @@ def _of_yaml() -> list[Mutation]:
 
 
 def _of_npz(weights: str) -> list[Mutation]:
-    def repacked(folder: Path, change: Callable[[str, bytes], bytes | None], compression: int = 0) -> None:
-        with zipfile.ZipFile(folder / weights) as archive:
-            entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
-        with zipfile.ZipFile(folder / weights, "w", compression) as archive:
-            for name, content in entries.items():
-                content = change(name, content)
-                if content is not None:
-                    archive.writestr(name, content)
-
     def tensors(folder: Path, rng: random.Random, trace: Path) -> str:
         with np.load(folder / weights) as arrays:
             found = {name: torch.from_numpy(arrays[name]).contiguous() for name in arrays.files}
@@ -142,7 +134,7 @@ def _of_npz(weights: str) -> list[Mutation]:
         if how == "instead":
             (folder / weights).write_bytes(pickle.dumps(Code(trace)))
         elif how == "numbers":
-            repacked(folder, lambda name, content: pickle.dumps(Code(trace)) if "b_enc" in name else content)
+            repack(folder / weights, lambda name, content: pickle.dumps(Code(trace)) if "b_enc" in name else content)
         else:
             with np.load(folder / weights) as arrays:
                 found = {name: arrays[name] for name in arrays.files}
@@ -181,7 +173,7 @@ def _of_npz(weights: str) -> list[Mutation]:
             new = text.encode() + b"\n"
             return content[:8] + struct.pack("<H", len(new)) + new + content[10 + length :]
 
-        repacked(folder, change)
+        repack(folder / weights, change)
         return f"header of {chosen}: {text[:60]}"
 
     def start(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -198,7 +190,7 @@ def _of_npz(weights: str) -> list[Mutation]:
             "none": lambda c: None,
             "empty": lambda c: b"",
         }
-        repacked(folder, lambda name, content: changes[how](content) if name == chosen else content)
+        repack(folder / weights, lambda name, content: changes[how](content) if name == chosen else content)
         return f"{chosen}: {how}"
 
     def zipped(folder: Path, rng: random.Random, trace: Path) -> str:
@@ -206,11 +198,11 @@ def _of_npz(weights: str) -> list[Mutation]:
         path = folder / weights
         if how == "bomb":  # as large as its header says, of zeros
             zeros = npy(np.zeros((12, 2**18), dtype=np.float32))
-            repacked(folder, lambda name, c: zeros if name == "W_enc.npy" else c, zipfile.ZIP_DEFLATED)
+            repack(folder / weights, lambda name, c: zeros if name == "W_enc.npy" else c, zipfile.ZIP_DEFLATED)
         elif how == "huge":  # says 4 GB of itself, in both directories
             _patched(path, lambda b, at: b[:at] + struct.pack("<I", 2**32 - 2) + b[at + 4 :])
         elif how == "bzip2":
-            repacked(folder, lambda name, content: content, zipfile.ZIP_BZIP2)
+            repack(folder / weights, lambda name, content: content, zipfile.ZIP_BZIP2)
         elif how == "twice":
             content = npy(np.ones(64, dtype=np.float32))
             with zipfile.ZipFile(path, "a") as archive:
